@@ -1,0 +1,1 @@
+"""Songs in, stems out: numpy blocks (frames, channels), float32."""

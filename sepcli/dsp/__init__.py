@@ -1,0 +1,1 @@
+"""Transforms: functions of tensors without parameters."""
