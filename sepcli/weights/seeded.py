@@ -17,9 +17,9 @@ def seeded(name: str, shape: torch.Size | tuple[int, ...], seed: int = 0) -> Ten
 def fill(network: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
     """Fill every floating parameter and running statistic of a network, in place, by name from a seed.
 
-    Matrices and kernels (two or more axes) get normal values of deviation gain / sqrt(fan in); single numbers (PReLU slopes) lie around 0.25; scales (one axis,
-    `weight` or `scale`) lie around 1 and 0.3, biases and running means around 0, running variances in 0.5 to 1.5.
-    So that no branch is near zero and no norm is the identity.
+    Matrices and kernels (two or more axes) get normal values of deviation gain / sqrt(fan in); single numbers (PReLU
+    slopes) lie around 0.25; scales (one axis, `weight` or `scale`) around 1 and 0.3; biases and running means around
+    0; running variances in 0.5 to 1.5. So that no branch is near zero and no norm is the identity.
     """
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if not tensor.is_floating_point() or name not in network.state_dict():

@@ -1,0 +1,210 @@
+"""`sepcli models`: what there is, what it is, and the files of it."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sepcli.cli import console
+from sepcli.errors import ModelError, SepcliError, UsageError
+from sepcli.weights import fetch
+from sepcli.weights.catalog import Entry, all_files, catalog, find, total_parameters
+
+app = typer.Typer(
+    help="List, show, download, check, remove and add models.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `sepcli models list` shows them.")]
+
+
+@app.command("list")
+def list_models(
+    json: Annotated[bool, typer.Option("--json", help="One JSON document with every model.")] = False,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """List every model: what it separates, its size, and whether it can be had."""
+    entries = catalog()
+    if json:
+        console.document({"models": [summary(entry) for entry in entries.values()]})
+        return
+    rows: list[tuple[str, ...]] = [("MODEL", "STEMS", "PARAMETERS", "DOWNLOAD", "STATUS", "SCORE", "ABOUT")]
+    rows += [row(entry) for entry in entries.values()]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]) - 1)]
+    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    for cells in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, [*widths, 0], strict=True)).rstrip()
+        console.result(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Show all that is known of a model: paper, licence, scores with their protocol, files, settings."""
+    entry = find(name)
+    facts = summary(entry)
+    if json:
+        console.document(facts)
+        return
+    for key, value in facts.items():
+        if value in (None, "", [], {}):
+            continue
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            console.result(f"{key.replace('_', ' ') if index == 0 else '':<14}{told(item)}")
+
+
+@app.command()
+def pull(
+    names: Names,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take the file from here instead of the network; its digest must fit.")
+    ] = None,
+    require_digest: Annotated[
+        bool, typer.Option("--require-digest", help="Refuse weights whose publisher gives no digest.")
+    ] = False,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Download the files of models into the cache, so that they can be used without a network."""
+    for name in names:
+        entry = find(name)
+        files = needed_files(entry)
+        if source is not None:
+            if len(names) > 1 or len(files) > 1:
+                raise UsageError(
+                    "--from: gives one file, for one model with one file", f"{entry.name} has {len(files)}"
+                )
+            console.result(str(fetch.adopt(files[0], source)))
+            continue
+        console.notice(f"{entry.name}: licence: {entry.licence or 'none stated'}")
+        for file in files:
+            with console.bar.over(file.name):
+                path = fetch.fetch(
+                    file,
+                    offline=False,
+                    require_digest=require_digest,
+                    notice=console.notice,
+                    progress=console.downloads,
+                    model=entry.name,
+                )
+            console.result(str(path))
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME…]", help="Models. [default: all in the cache]")
+    ] = None,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Compare the digests of cached files with the published ones."""
+    entries = [find(name) for name in names] if names else [e for e in catalog().values() if e.files]
+    bad = checked = 0
+    for entry in entries:
+        for file in needed_files(entry):
+            if not names and not fetch.cached(file):
+                continue
+            checked += 1
+            try:
+                console.result(f"{entry.name}  {file.name}  {fetch.verify(file)}")
+            except SepcliError as error:
+                bad += 1
+                console.error(str(error))
+    if not checked:
+        console.notice("no model is in the cache; `sepcli models pull NAME` brings one")
+    if bad:
+        raise typer.Exit(ModelError.exit_code)
+
+
+@app.command()
+def remove(
+    names: Names,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Remove the files of models from the cache."""
+    for name in names:
+        entry = find(name)
+        gone = [path for file in needed_files(entry) if (path := fetch.remove(file)) is not None]
+        if not gone:
+            console.notice(f"{entry.name}: nothing of it was in the cache")
+        for path in gone:
+            console.result(str(path))
+
+
+def needed_files(entry: Entry) -> list[Any]:
+    """The files of an entry; none is an error that says what to do instead."""
+    files = all_files(entry)
+    if not files:
+        what = f"{entry.name} has no published weights"
+        raise ModelError(what, f"train it (`sepcli train --model {entry.name}`) or see `sepcli models list`")
+    return files
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """What `list --json` and `show` tell of a model, as plain data."""
+    first = find(entry.bag[0].model) if entry.bag else entry
+    files = all_files(entry)
+    sizes = [file.bytes for file in files]
+    return {
+        "name": entry.name,
+        "alias": list(entry.alias),
+        "about": entry.about,
+        "status": entry.status,
+        "architecture": first.architecture,
+        "sources": list(first.sources),
+        "sample_rate": first.sample_rate,
+        "channels": first.channels,
+        "segment": entry.segment or first.segment,
+        "parameters": total_parameters(entry),
+        "bytes": sum(size or 0 for size in sizes) if all(sizes) and sizes else None,
+        "licence": entry.licence or first.licence,
+        "commercial": first.commercial,
+        "paper": dict(entry.paper or first.paper),
+        "scores": [dict(score) for score in entry.scores],
+        "bag": [{"model": vote.model, "weights": list(vote.weights)} for vote in entry.bag],
+        "files": [{"url": file.url, "sha256": file.sha256, "bytes": file.bytes} for file in files],
+        "settings": dict(entry.settings),
+        "training": dict(entry.training),
+    }
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    facts = summary(entry)
+    size = f"{facts['bytes'] / 1e6:.0f} MB" if facts["bytes"] else "-"
+    name = f"{entry.name} ({', '.join(entry.alias)})" if entry.alias else entry.name
+    stems, parameters = ",".join(facts["sources"]), f"{facts['parameters'] / 1e6:.1f} M"
+    return name, stems, parameters, size, entry.status, score(entry), entry.about
+
+
+def score(entry: Entry) -> str:
+    """The first published score in a few characters: the measure, its data, and the mean over sources."""
+    for published in entry.scores:
+        values = [value for value in published.values() if isinstance(value, int | float)]
+        if values:
+            return (
+                f"{published.get('measure', '')} {sum(values) / len(values):.1f} ({published.get('data', '?')})".strip()
+            )
+    return "-"
+
+
+def told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {told(item)}" for key, item in value.items() if item not in (None, ""))
+    if isinstance(value, list):
+        return "[" + ", ".join(told(item) for item in value) + "]"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,226 @@
+"""`sepcli separate`: songs into stems."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sepcli.cli import console
+from sepcli.errors import AudioError, ModelError, UsageError
+from sepcli.weights.catalog import find
+from sepcli.weights.votes import candidates, is_path
+
+if TYPE_CHECKING:
+    from sepcli.audio.paths import Found
+    from sepcli.inference.bag import Bag
+    from sepcli.inference.files import Plan
+
+TEMPLATE = "{model}/{reldir}/{track}/{stem}.{ext}"
+
+
+def separate(
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT…", help="Songs, and folders of songs.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-n", "-m", help="A name, a file, or several joined by commas (a bag).")
+    ] = "hdemucs",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the template is relative to.")] = Path(
+        "separated"
+    ),
+    filename: Annotated[
+        str,
+        typer.Option(help="Template of the stems' paths below --out; also {index}. No model folder is put before it."),
+    ] = TEMPLATE,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into the folders of folders too.")] = False,
+    input_list: Annotated[
+        Path | None, typer.Option(help="A file with one path a line; - is standard input.", allow_dash=True)
+    ] = None,
+    stems: Annotated[str, typer.Option(help="Only these stems, joined by commas. [default: all]")] = "",
+    two_stems: Annotated[str | None, typer.Option(help="This stem, and the sum of the others as no_STEM.")] = None,
+    container: Annotated[
+        Literal["wav", "flac", "mp3", "ogg", "opus"], typer.Option("--format", help="Format of the stems.")
+    ] = "wav",
+    bitrate: Annotated[int | None, typer.Option(help="Of lossy stems, in kbit/s. [default: mp3 320]", min=8)] = None,
+    bit_depth: Annotated[
+        Literal["auto", "16", "24", "32f"],
+        typer.Option(help="Of lossless stems, in bits; auto: the input's when that is lossless, else 16."),
+    ] = "auto",
+    clip: Annotated[
+        Literal["common", "rescale", "clamp", "none"],
+        typer.Option(
+            help="When a stem exceeds full scale: one gain for all, a gain for that stem, cut it off, nothing."
+        ),
+    ] = "common",
+    start: Annotated[float, typer.Option(help="Where to begin in each song, in seconds.", min=0)] = 0.0,
+    end: Annotated[float | None, typer.Option(help="Where to end in each song, in seconds. [default: its end]")] = None,
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the network's arithmetic.")
+    ] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: torch's own]", min=1)] = None,
+    segment: Annotated[float | None, typer.Option(help="Length of a piece in seconds. [default: the model's]")] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a piece that overlaps the next, 0 to below 1.")] = 0.25,
+    shifts: Annotated[int, typer.Option(help="Passes moved by up to 0.5 s, averaged: slower, a little better.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the shifts and of the dither.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Pieces at a time. [default: 1 on the CPU, 4 on CUDA]")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="The catalogue name whose network a bare state dict is for.")
+    ] = None,
+    bag_weights: Annotated[
+        Path | None, typer.Option(help="TOML file: for each model a table of source = weight. [default: all 1]")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Open no socket: only what is in the cache.")] = False,
+    require_digest: Annotated[
+        bool, typer.Option("--require-digest", help="Refuse weights whose publisher gives no digest.")
+    ] = False,
+    consistent: Annotated[
+        bool, typer.Option("--consistent", help="Make the stems sum to the song, to the last bit of their depth.")
+    ] = False,
+    upper_band: Annotated[
+        Literal["other", "drop"],
+        typer.Option(help="Sound above the model's sample rate goes to the accompaniment's stem, or is dropped."),
+    ] = "other",
+    existing: Annotated[
+        Literal["skip", "overwrite", "error"],
+        typer.Option(help="When the stems are there: skip those made from the same input, weights and settings."),
+    ] = "skip",
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar/--no-sidecar", help="Write stems.json, which marks and describes a finished set.")
+    ] = True,
+    licence: Annotated[
+        Literal["any", "commercial"], typer.Option(help="commercial: refuse weights whose terms do not allow that.")
+    ] = "any",
+    json: Annotated[bool, typer.Option("--json", help="One JSON document a line for each input, on stdout.")] = False,
+    progress: Annotated[
+        Literal["auto", "json"], typer.Option(help="auto: a bar on a terminal; json: one event a line on stderr.")
+    ] = "auto",
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Separate songs into stems.
+
+    The stems of a song lie in separated/MODEL/SONG/ and have its sample rate, length and channels.
+    """
+    from sepcli.audio.paths import clashes, find_songs
+    from sepcli.inference.files import Plan, check_plan, loader, stem_path
+
+    console.state.progress = progress
+    plan = Plan(
+        model=model,
+        out=out,
+        filename=filename,
+        stems=tuple(dict.fromkeys(name.strip() for name in stems.split(",") if name.strip())),
+        two_stems=two_stems,
+        format=container,
+        bitrate=bitrate,
+        bit_depth=bit_depth,
+        clip=clip,
+        consistent=consistent,
+        upper_band=upper_band,
+        existing=existing,
+        sidecar=sidecar,
+        start=start,
+        end=end,
+        device=device,
+        precision=precision,
+        threads=threads,
+        segment=segment,
+        overlap=overlap,
+        shifts=shifts,
+        seed=seed,
+        batch_size=batch_size,
+        architecture=architecture,
+        bag_weights=bag_weights,
+        offline=offline,
+        require_digest=require_digest,
+    )
+    check_plan(plan)
+    if licence == "commercial":
+        check_licences(model)
+    songs, problems = find_songs([*(inputs or []), *listed(input_list)], recursive)
+    if not songs and not problems:
+        raise UsageError("no input", "name songs or folders, see `sepcli separate --help`")
+    clashes((found.path, [stem_path(found, index, plan, "stem", container)]) for index, found in enumerate(songs, 1))
+    if container != "wav":
+        check_formats(songs, plan)
+    load = loader(plan, console.notice, console.downloads)
+    raise typer.Exit(separate_all(songs, problems, plan, load, as_json=json))
+
+
+def separate_all(
+    songs: "Sequence[Found]",
+    problems: Iterable[AudioError],
+    plan: "Plan",
+    load: "Callable[[], Bag]",
+    *,
+    as_json: bool,
+) -> int:
+    """Separate one song after the other; what fails is told, and the others go on. Returns the exit code."""
+    from sepcli.inference.files import Record, separate_song
+
+    failed = 0
+
+    def tell(record: Record) -> None:
+        nonlocal failed
+        if record.error:
+            failed += 1
+            console.error(record.error)
+        if as_json:
+            console.document(record.document())
+        else:
+            for path in record.stems.values():
+                console.result(path)
+
+    for problem in problems:
+        tell(Record(str(problem), plan.model, error=str(problem)))
+    for index, found in enumerate(songs, 1):
+        label = f"{index}/{len(songs)} {found.path.name}" if len(songs) > 1 else found.path.name
+        try:
+            with console.bar.over(label) as meter:
+                record = separate_song(found, index, plan, load, notice=console.notice, progress=meter)
+        except AudioError as error:
+            record = Record(str(found.path), plan.model, error=str(error))
+        tell(record)
+        if record.speed:
+            console.detail(f"{found.path}: {record.seconds:.1f} s of song at {record.speed:.2f} times real time")
+    return 1 if failed else 0
+
+
+def check_formats(songs: "Sequence[Found]", plan: "Plan") -> None:
+    """Refuse a format that cannot hold the stems of every song, before anything is done. Raises UsageError."""
+    from sepcli.audio.read import open_song
+    from sepcli.inference.files import form_of
+
+    for found in songs:
+        try:
+            song = open_song(found.path)
+        except AudioError:
+            continue  # it fails when its turn comes
+        form_of(song, plan)
+
+
+def listed(path: Path | None) -> list[Path]:
+    """The paths of --input-list, one a line; empty lines are passed over. Raises UsageError."""
+    if path is None:
+        return []
+    try:
+        lines = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--input-list {path}: cannot be read: {error.strerror}") from error
+    return [Path(os.fsdecode(line)) for line in lines.splitlines() if line.strip()]
+
+
+def check_licences(models: str) -> None:
+    """Refuse weights whose terms do not allow commercial use, or do not say. Raises ModelError."""
+    for candidate in candidates(models):
+        entry = None if is_path(candidate.model) else find(candidate.model)
+        if entry is None or not entry.commercial:
+            terms = entry.licence if entry else "its terms are not known"
+            raise ModelError(f"{candidate.model}: {terms}", "--licence commercial refuses it; see `sepcli models list`")

@@ -1,0 +1,111 @@
+"""Where a network runs: the device asked for, and what to do when it lacks an operator or memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sepcli.errors import UsageError
+from sepcli.models.separator import Separator
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose(name: str = "auto") -> torch.device:
+    """The device of a name: auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps. Raises UsageError."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name}: not a device", "use auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {name}: this machine has {count} CUDA devices", "use --device auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: not available on this machine", "use --device auto")
+    return device
+
+
+def batch_size_for(device: torch.device) -> int:
+    """How many pieces share a forward pass when the user does not say: one where memory is the computer's own."""
+    return 4 if device.type == "cuda" else 1
+
+
+class Runner:
+    """Runs a Separator's forward on a device: windows (B, C, n) on the CPU in, waveforms (B, S, C, n) out.
+
+    Out of memory: the batch is halved for the rest of the run; a single piece that does not fit, or an operator that
+    the device lacks, moves the network to the CPU for the rest of the run. Each is said once through `notice`.
+    """
+
+    def __init__(
+        self,
+        model: Separator,
+        device: torch.device,
+        *,
+        precision: str = "float32",
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.device = device
+        self.precision = PRECISIONS[precision]
+        self.notice = notice
+        self.largest = 2**31  # windows that fit in one batch, as far as is known
+        self.model = model
+        self.move(device)
+
+    def move(self, device: torch.device) -> None:
+        self.device = device
+        try:
+            self.model.to(device)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            if device.type == "cpu" or not (out_of_memory(error) or unsupported(error)):
+                raise
+            self.fall_back(error)
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        if windows.shape[0] > self.largest:
+            return torch.cat([self(part) for part in torch.split(windows, self.largest)])
+        try:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                waveforms: Tensor = self.model(windows.to(self.device)).waveforms
+            return waveforms.float()
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            memory = out_of_memory(error)
+            if not memory and (self.device.type == "cpu" or not unsupported(error)):
+                raise
+            if memory and windows.shape[0] > 1:
+                self.largest = windows.shape[0] // 2
+                self.notice(f"{self.device} is out of memory: going on with {self.largest} pieces at a time")
+            elif self.device.type == "cpu":
+                raise
+            else:
+                self.fall_back(error)
+        return self(windows)  # outside the except block, so that the failed attempt's tensors are freed
+
+    def fall_back(self, error: Exception) -> None:
+        reason = "is out of memory" if out_of_memory(error) else f"cannot run this network ({first_line(error)})"
+        self.notice(f"{self.device} {reason}: going on with the CPU")
+        self.device = torch.device("cpu")
+        self.model.to(self.device)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def unsupported(error: Exception) -> bool:
+    """Whether a device says that it lacks an operator, a type, or a size of one."""
+    text = str(error).lower()
+    signs = ("not currently implemented", "not implemented for", "could not run", "not supported", "doesn't support")
+    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160]

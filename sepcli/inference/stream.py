@@ -1,0 +1,195 @@
+"""A song in pieces: cut, estimate, join. Three generators whose memory does not know the song's length."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sepcli.errors import UsageError
+from sepcli.models.separator import Separator
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a song is cut for one Separator; lengths in samples of its rate.
+
+    Pieces of `length` start every `stride`. A piece's window is wider by `margins(length)`; beyond the song's ends it
+    is filled with zeros, or, with `clipped`, ends where the song does. `fade` (length,) weighs a piece where it
+    overlaps its neighbours.
+    """
+
+    length: int
+    stride: int
+    margins: Callable[[int], tuple[int, int]]
+    fade: Tensor
+    clipped: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a song as the network sees it: `samples` (C, left + length + right or less) from `start` - left."""
+
+    samples: Tensor
+    start: int
+    left: int
+    length: int
+
+
+def cut_for(model: Separator, overlap: float = 0.25) -> Cut:
+    """The cut that suits a Separator. Raises UsageError for an overlap outside [0, 1).
+
+    With a finite context pieces meet without overlap and equal one pass over the whole song: each starts on the
+    network's grid, sees its context rounded up to the grid, and the window ends where the song does, since there the
+    network's own edge is the right one. Otherwise as Demucs' authors do: pieces overlap, faded by a triangle.
+    """
+    if not 0 <= overlap < 1:
+        raise UsageError(f"--overlap {overlap}: must be at least 0 and below 1")
+    grid = model.grid
+    if model.context is not None:
+        length = round_up(model.piece, grid)
+        margin = round_up(model.context, grid)
+        return Cut(length, length, lambda _: (margin, margin), torch.ones(length), clipped=True)
+    length = model.piece
+    stride = max(grid, int((1 - overlap) * length) // grid * grid)
+    return Cut(length, min(stride, length), model.margins, triangle(length))
+
+
+def round_up(length: int, grid: int) -> int:
+    return -(-length // grid) * grid
+
+
+def triangle(length: int) -> Tensor:
+    """Weights (length,) that rise to 1 in the middle and fall again; never zero."""
+    rise = torch.arange(1, length // 2 + 1)
+    fall = torch.arange(length - length // 2, 0, -1)
+    weights = torch.cat([rise, fall]).to(torch.float32)
+    return weights / weights.max()
+
+
+def pieces(blocks: Iterable[Tensor], cut: Cut) -> Iterator[Piece]:
+    """Cut a song, blocks (C, n) of any lengths, into pieces in order of position.
+
+    Holds a piece with its margins and as much of the past, since a short last piece may want wider margins than a full
+    one (never a wider window). Reads one sample past a full piece, so that it is known whether the song goes on.
+    """
+    source = iter(blocks)
+    buffer = torch.empty(0, 0)
+    origin = start = 0  # the song's positions of the buffer's first sample and of the piece
+    ended = False
+    full_left, full_right = cut.margins(cut.length)
+    past = full_left + cut.length + full_right
+
+    while True:
+        wanted = start + cut.length + full_right + 1
+        fresh = []
+        end = origin + buffer.shape[-1]
+        while not ended and end < wanted:
+            block = next(source, None)
+            if block is None:
+                ended = True
+            else:
+                fresh.append(block)
+                end += block.shape[-1]
+        if fresh:
+            buffer = torch.cat([buffer, *fresh], dim=-1) if buffer.numel() else torch.cat(fresh, dim=-1)
+        if start >= end:
+            return
+
+        length = min(cut.length, end - start)
+        left, right = cut.margins(length)
+        first, last = start - left, start + length + right
+        samples = buffer[:, max(first - origin, 0) : last - origin]
+        if cut.clipped:
+            left = min(left, start)
+        else:
+            samples = functional.pad(samples, (max(-first, 0), max(last - end, 0)))
+        yield Piece(samples, start, left, length)
+
+        start += cut.stride
+        keep = max(0, start - past - origin)
+        if keep:
+            buffer = buffer[:, keep:].clone()  # a view would hold the samples that have passed
+            origin += keep
+
+
+@torch.inference_mode()
+def estimates(
+    pieces: Iterable[Piece],
+    forward: Callable[[Tensor], Tensor],
+    batch_size: int = 1,
+) -> Iterator[tuple[int, Tensor]]:
+    """Positions and estimates (S, C, length) of pieces, margins trimmed.
+
+    `forward` takes windows (B, C, n) to waveforms (B, S, C, n). Neighbours of equal window length share a batch.
+    """
+
+    def run(batch: list[Piece]) -> Iterator[tuple[int, Tensor]]:
+        waveforms = forward(torch.stack([piece.samples for piece in batch]))
+        for piece, estimate in zip(batch, waveforms, strict=True):
+            yield piece.start, estimate[..., piece.left : piece.left + piece.length]
+
+    batch: list[Piece] = []
+    for piece in pieces:
+        if batch and (len(batch) == batch_size or batch[0].samples.shape != piece.samples.shape):
+            yield from run(batch)
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield from run(batch)
+
+
+def overlap_add(estimates: Iterable[tuple[int, Tensor]], cut: Cut) -> Iterator[Tensor]:
+    """Join pieces into one continuous estimate, as blocks (S, C, n) that no later piece will change.
+
+    Each item is a piece's position in the song and its trimmed estimate (S, C, n), n <= cut.length, in order of
+    position. Where pieces overlap they are weighted by cut.fade and divided by the weights' sum; the blocks' lengths
+    sum to the song's.
+    """
+    if cut.stride == cut.length and bool((cut.fade == 1).all()):
+        yield from (estimate for _, estimate in estimates)  # pieces that meet without overlap need no sum
+        return
+    total = weights = torch.empty(0)  # of the samples from `origin` on
+    origin = 0
+    for start, estimate in estimates:
+        fade = cut.fade[: estimate.shape[-1]].to(estimate.device)
+        if start > origin:
+            done = start - origin
+            yield total[..., :done] / weights[:done]
+            total, weights, origin = total[..., done:], weights[done:], start
+        if not weights.numel():
+            total, weights = estimate.new_zeros(estimate.shape), torch.zeros_like(fade)
+        elif (missing := fade.shape[0] - weights.shape[0]) > 0:
+            total, weights = functional.pad(total, (0, missing)), functional.pad(weights, (0, missing))
+        total[..., : fade.shape[0]] += fade * estimate
+        weights[: fade.shape[0]] += fade
+    if weights.numel():
+        yield total / weights
+
+
+def drop(blocks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Blocks without the first `count` samples of the song."""
+    for block in blocks:
+        dropped = min(count, block.shape[-1])
+        count -= dropped
+        if dropped < block.shape[-1]:
+            yield block[..., dropped:]
+
+
+def reblock(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same samples in blocks of `size` (the last is shorter)."""
+    rest: list[Tensor] = []
+    held = 0
+    for block in blocks:
+        rest.append(block)
+        held += block.shape[-1]
+        if held < size:
+            continue
+        joined = torch.cat(rest, dim=-1) if len(rest) > 1 else rest[0]
+        whole = held // size * size
+        yield from torch.split(joined[..., :whole], size, dim=-1)
+        held -= whole
+        rest = [joined[..., whole:].clone()] if held else []
+    if held:
+        yield torch.cat(rest, dim=-1) if len(rest) > 1 else rest[0]

@@ -1,0 +1,94 @@
+"""What a file of another package says about its network, in our words: class and arguments to architecture, settings.
+
+The classes are facts of package demucs 4.1.0: their arguments with defaults, which of them have another name here, and
+which have the one value that our class is made for. Nothing of that package is imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from sepcli.errors import ModelError
+from sepcli.weights.read import Published
+
+TRAITS = {"sources": "sources", "audio_channels": "channels", "samplerate": "sample_rate", "segment": "segment"}
+"""Arguments of every demucs class that are traits here."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A class of another package. `defaults` has its arguments in order; one that is not given has that value.
+
+    `names` are arguments with another name here; `fixed` have one value here and no setting; `training` do not matter
+    to a network that is loaded.
+    """
+
+    architecture: str
+    defaults: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    training: tuple[str, ...] = ()
+
+
+RESIDUAL = {"dconv_mode": 1, "dconv_depth": 2, "dconv_comp": 4, "dconv_attn": 4, "dconv_lstm": 4, "dconv_init": 1e-4}
+
+# fmt: off
+CLASSES = {
+    "demucs.hdemucs.HDemucs": Foreign(
+        architecture="hdemucs.HDemucs",
+        defaults={
+            "sources": None, "audio_channels": 2, "channels": 48, "channels_time": None, "growth": 2, "nfft": 4096,
+            "wiener_iters": 0, "end_iters": 0, "wiener_residual": False, "cac": True, "depth": 6, "rewrite": True,
+            "hybrid": True, "hybrid_old": False, "multi_freqs": None, "multi_freqs_depth": 2, "freq_emb": 0.2,
+            "emb_scale": 10, "emb_smooth": True, "kernel_size": 8, "time_stride": 2, "stride": 4, "context": 1,
+            "context_enc": 0, "norm_starts": 4, "norm_groups": 4, **RESIDUAL, "rescale": 0.1,
+            "samplerate": 44100, "segment": 40,
+        },
+        names={"channels": "width", "wiener_iters": "wiener_iterations"},
+        fixed={
+            "channels_time": None, "wiener_residual": False, "kernel_size": 8, "time_stride": 2, "stride": 4,
+            "context": 1, "context_enc": 0,
+        },
+        training=("end_iters",),
+    ),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says about its network. `dropped`: arguments that its class no longer has, which demucs drops too."""
+
+    architecture: str
+    settings: Mapping[str, Any]
+    traits: Mapping[str, Any]
+    dropped: tuple[str, ...] = ()
+
+
+def describe(published: Published, where: str) -> Description | None:
+    """The network that a foreign file describes; None where it carries no class that is known here.
+
+    Raises ModelError naming an argument with a value that our class is not made for.
+    """
+    known = CLASSES.get(published.klass)
+    if known is None:
+        return None
+    given = {**dict(zip(known.defaults, published.order, strict=False)), **published.carried}
+    arguments = {**known.defaults, **{name: value for name, value in given.items() if name in known.defaults}}
+    for name, value in known.fixed.items():
+        if arguments[name] != value:
+            what = f"{where}: {name} = {str(arguments[name])[:40]} of {published.klass} has no counterpart here"
+            raise ModelError(what, f"only {name} = {value} is known")
+    skipped = {*known.fixed, *known.training, *TRAITS}
+    settings = {known.names.get(name, name): plain(v) for name, v in arguments.items() if name not in skipped}
+    if settings.get("cac"):
+        settings["wiener_iterations"] = 0  # complex spectrograms are never filtered, whatever the argument says
+    traits = {ours: plain(arguments[theirs]) for theirs, ours in TRAITS.items() if arguments[theirs] is not None}
+    dropped = tuple(name[:40] for name in given if name not in known.defaults)
+    return Description(known.architecture, settings, traits, dropped)
+
+
+def plain(value: Any) -> Any:
+    """A value as TOML could have it: a Fraction as a number."""
+    return float(value) if isinstance(value, Fraction) else value

@@ -1,0 +1,103 @@
+"""Which networks a --model option names, and their weight for each source. Standard library only: no torch."""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepcli.errors import ModelError, UsageError
+from sepcli.weights.catalog import Entry, find
+from sepcli.weights.fetch import digest_of
+
+WEIGHT_SUFFIXES = (".th", ".pth", ".pt", ".ckpt", ".safetensors", ".gz", ".h5", ".bin")
+
+
+@dataclass
+class Candidate:
+    """A network to be loaded: its weight for each source (none: 1 for all) and the bag's segment."""
+
+    model: str
+    votes: dict[str, float]
+    segment: float | None
+
+
+def candidates(models: str, weights: Path | None = None) -> list[Candidate]:
+    """The networks of names, paths and bags joined by commas, each once. Raises ModelError, UsageError."""
+    own = read_weights(weights) if weights else {}
+    found: dict[str, Candidate] = {}
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--model {models!r}: names no model", "see `sepcli models list`")
+    if unknown := own.keys() - set(names):
+        raise UsageError(f"--bag-weights {weights}: {min(unknown)} is not among the models", f"they are {models}")
+    for name in names:
+        for candidate in [Candidate(name, {}, None)] if is_path(name) else published(find(name)):
+            if factor := own.get(name):
+                sources = candidate.votes or dict.fromkeys(factor, 1.0)
+                candidate.votes = {source: vote * factor.get(source, 0.0) for source, vote in sources.items()}
+            if (same := found.get(candidate.model)) is not None:
+                votes = candidate.votes.items()
+                same.votes = {source: same.votes.get(source, 0.0) + vote for source, vote in votes}
+            else:
+                found[candidate.model] = candidate
+    return list(found.values())
+
+
+def published(entry: Entry) -> list[Candidate]:
+    """The members of a catalog entry, itself if it is no bag."""
+    if not entry.bag:
+        return [Candidate(entry.name, dict.fromkeys(entry.sources, 1.0), None)]
+    members = []
+    for vote in entry.bag:
+        sources = find(vote.model).sources
+        votes = dict(zip(sources, vote.weights or [1.0] * len(sources), strict=True))
+        members.append(Candidate(vote.model, votes, entry.segment or None))
+    return members
+
+
+def read_weights(path: Path) -> dict[str, dict[str, float]]:
+    """Weights of a bag from a TOML file: a table for each model, `source = weight`. Raises UsageError."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"--bag-weights {path}: cannot be read ({error})") from error
+    for name, table in tables.items():
+        good = isinstance(table, dict) and all(
+            isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 for weight in table.values()
+        )
+        if not good:
+            raise UsageError(f"--bag-weights {path}: [{name}] must be a table of source = weight, none below 0")
+    return tables
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is named by a path: it looks like one, or there is such a file or run."""
+    path = Path(model)
+    looks = "/" in model or "\\" in model or path.suffix in WEIGHT_SUFFIXES
+    return looks or path.is_file() or (path / "best.safetensors").is_file()
+
+
+def weights_file(model: str) -> Path:
+    """The file of a model that is named by a path: itself, or a run's best. Raises ModelError where there is none."""
+    path = Path(model).expanduser()
+    path = path / "best.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file", "give a file of weights, a run's folder, or a name of the catalog")
+    return path
+
+
+def identity(model: str) -> list[str]:
+    """Which weights a network has, as digests where they are known, without loading it."""
+    if is_path(model):
+        return [digest_of(weights_file(model))]
+    return [file.sha256 or file.url for file in find(model).files]
+
+
+def check_source(name: str, sources: Sequence[str], model: str) -> None:
+    """Refuse a source that a model does not have. Raises UsageError."""
+    if name not in sources:
+        near = difflib.get_close_matches(name, sources, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"{model} has no stem {name!r}", f"{guess}it has {', '.join(sources)}")

@@ -1,0 +1,179 @@
+"""`sepcli separate`: options in, stems out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests import passthrough
+
+Run = Callable[..., "object"]
+
+
+def test_stems_have_the_songs_rate_length_and_channels(sepcli, song, tmp_path: Path) -> None:
+    path = song("My Song.wav", seconds=2.5)
+    done = sepcli(path)
+    assert done.code == 0, done.err
+    names = ["drums", "bass", "other", "vocals"]
+    assert done.lines == [f"separated/pass/My Song/{name}.wav" for name in names]
+    mixture, _ = soundfile.read(path)
+    for name in names:
+        stem, rate = soundfile.read(tmp_path / f"separated/pass/My Song/{name}.wav")
+        assert rate == 44100
+        assert stem.shape == mixture.shape
+        assert np.abs(stem - passthrough.SHARES[name] * mixture).max() < 2 / 32768 + 1e-6
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_rate_and_layout_comes_back_in_place(sepcli, song, tmp_path: Path, rate: int, channels: int) -> None:
+    path = song("a.wav", seconds=1.3, rate=rate, channels=channels, subtype="PCM_24")
+    assert sepcli(path).code == 0
+    mixture, _ = soundfile.read(path, always_2d=True)
+    stem, found = soundfile.read(tmp_path / "separated/pass/a/drums.wav", always_2d=True)
+    assert (found, stem.shape) == (rate, mixture.shape)
+    products = [np.vdot(stem[50:-50], np.roll(mixture, lag, axis=0)[50:-50]) for lag in range(-20, 21)]
+    assert int(np.argmax(products)) == 20, "no lag"
+    other, _ = soundfile.read(tmp_path / "separated/pass/a/other.wav", always_2d=True)
+    total = sum(soundfile.read(file, always_2d=True)[0] for file in (tmp_path / "separated/pass/a").glob("*.wav"))
+    assert np.abs(total - mixture).max() < 1e-6, "what resampling loses goes to the accompaniment"
+    if rate > 44100:
+        assert np.square(other).mean() > 0.125**2 * np.square(mixture).mean() * 1.05
+
+
+def test_two_stems_are_one_and_the_sum_of_the_others(sepcli, song, tmp_path: Path) -> None:
+    path = song("a.wav", subtype="FLOAT")
+    done = sepcli(path, "--two-stems", "drums")
+    assert done.lines == ["separated/pass/a/drums.wav", "separated/pass/a/no_drums.wav"]
+    mixture, _ = soundfile.read(path)
+    rest, _ = soundfile.read(tmp_path / "separated/pass/a/no_drums.wav")
+    assert np.abs(rest - 0.5 * mixture).max() < 1e-6
+
+
+def test_only_the_stems_asked_for_are_written(sepcli, song, tmp_path: Path) -> None:
+    done = sepcli(song("a.wav"), "--stems", "vocals,bass")
+    assert done.lines == ["separated/pass/a/vocals.wav", "separated/pass/a/bass.wav"]
+    assert sorted(path.name for path in (tmp_path / "separated/pass/a").iterdir()) == [
+        "bass.wav",
+        "stems.json",
+        "vocals.wav",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["a.wav", "--stems", "voice"], 2, "no stem 'voice'"),
+        (["a.wav", "--stems", "vocals", "--two-stems", "vocals"], 2, "exclude each other"),
+        (["a.wav", "--overlap", "1.0"], 2, "--overlap"),
+        (["a.wav", "--segment", "0"], 2, "--segment"),
+        (["a.wav", "--shifts", "-1"], 2, "--shifts"),
+        (["a.wav", "--batch-size", "0"], 2, "--batch-size"),
+        (["a.wav", "--end", "0"], 2, "--end"),
+        (["a.wav", "--filename", "{song}/{stem}.{ext}"], 2, "{song}"),
+        (["a.wav", "--device", "gpu"], 2, "--device gpu"),
+        (["a.wav", "--format", "mp4"], 2, "mp4"),
+        (["a.wav", "--nonsense"], 2, "--nonsense"),
+        (["a.wav", "--model", "hdemuks"], 3, "hdemucs"),
+        (["a.wav", "--model", "nowhere/x.th"], 3, "nowhere/x.th"),
+        (["missing.wav"], 2, "missing.wav"),
+        ([], 2, "input"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_one_line_and_a_code(sepcli, song, tmp_path, arguments, code: int, words: str) -> None:
+    song("a.wav", seconds=0.1)
+    done = sepcli("--out", "o", *arguments)
+    assert done.code == code, done.err
+    assert done.err.startswith("sepcli: error: ")
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_one_bad_song_does_not_stop_the_others(sepcli, song, tmp_path: Path) -> None:
+    song("in/a.wav")
+    (tmp_path / "in/b.wav").write_text("no sound at all")
+    song("in/c.wav", seed=1)
+    done = sepcli("in", "--json")
+    documents = [json.loads(line) for line in done.lines]
+    assert [document["status"] for document in documents] == ["done", "failed", "done"]
+    assert all(document["schema"] == 1 for document in documents)
+    assert "b.wav" in documents[1]["error"]
+    assert documents[0]["stems"]["vocals"] == "separated/pass/a/vocals.wav"
+    assert done.code == 1
+    assert done.err.count("sepcli: error:") == 1
+
+
+def test_a_finished_set_is_skipped_and_another_setting_is_not(sepcli, song, tmp_path: Path) -> None:
+    path = song("a.wav")
+    stem = tmp_path / "separated/pass/a/drums.wav"
+    assert sepcli(path).code == 0
+    first = stem.stat().st_mtime_ns
+    again = sepcli(path, "--json")
+    assert json.loads(again.out)["status"] == "skipped"
+    assert json.loads(again.out)["stems"]["drums"] == "separated/pass/a/drums.wav"
+    assert stem.stat().st_mtime_ns == first
+    assert json.loads(sepcli(path, "--json", "--seed", "3").out)["status"] == "done"
+    assert json.loads(sepcli(path, "--json", "--seed", "3", "--existing", "overwrite").out)["status"] == "done"
+    refused = sepcli(path, "--existing", "error")
+    assert refused.code == 1
+    assert "exists" in refused.err
+    stem.unlink()
+    assert json.loads(sepcli(path, "--json", "--seed", "3").out)["status"] == "done"
+
+
+def test_the_sidecar_tells_how_the_stems_were_made(sepcli, song, tmp_path: Path) -> None:
+    assert sepcli(song("a.wav"), "--shifts", "1").code == 0
+    document = json.loads((tmp_path / "separated/pass/a/stems.json").read_text())
+    assert document["schema"] == 1
+    (record,) = document["sets"]
+    assert record["weights"][0]["licence"] == "none needed"
+    assert len(record["weights"][0]["sha256"]) == len(record["input"]["sha256"]) == 64
+    assert record["settings"]["shifts"] == 1
+    assert record["frames"] == 44100
+    assert record["stems"]["bass"]["path"] == "bass.wav"
+
+
+@pytest.mark.parametrize("depth", ["16", "24"])
+@pytest.mark.parametrize("peak", [0.5, 1.0])
+def test_consistent_stems_sum_to_the_song_to_the_last_bit(sepcli, song, tmp_path, depth: str, peak: float) -> None:
+    path = song("a.wav", peak=peak, subtype=f"PCM_{depth}", rate=48000)
+    done = sepcli(path, "--consistent", "--bit-depth", depth)
+    assert done.code == 0, done.err
+    total = sum(soundfile.read(file, dtype="int32")[0].astype(np.int64) for file in map(Path, done.lines))
+    assert np.array_equal(total, soundfile.read(path, dtype="int32")[0])
+
+
+def test_a_stem_beyond_full_scale_lowers_all_by_one_gain(sepcli, song, tmp_path: Path, weights: Path) -> None:
+    loud = passthrough.save(tmp_path / "loud.safetensors", {"a": 3.0, "b": 0.5})
+    path = song("a.wav", peak=0.9)
+    done = sepcli(path, "--model", loud, "--json")
+    document = json.loads(done.out)
+    mixture, _ = soundfile.read(path)
+    expected = 1 / (3 * np.abs(mixture).max())
+    assert document["gain"] == pytest.approx(expected, rel=1e-4)
+    assert "full scale" in done.err
+    quiet, _ = soundfile.read(tmp_path / "separated/loud/a/b.wav")
+    assert np.abs(quiet - 0.5 * expected * mixture).max() < 1.6 / 32768
+
+
+def test_a_network_that_gives_no_numbers_fails_the_song_and_names_the_second(sepcli, song, tmp_path: Path) -> None:
+    broken = passthrough.save(tmp_path / "broken.safetensors", settings={"fault": "nan"})
+    done = sepcli(song("loud.wav", peak=0.9), song("soft.wav", peak=0.1), "--model", broken)
+    assert done.code == 1
+    assert "gave no numbers for drums at 0.00 s" in done.err
+    assert len(done.lines) == 4
+    assert not (tmp_path / "separated/broken/loud").exists()
+
+
+def test_start_and_end_take_a_stretch_of_the_song(sepcli, song, tmp_path: Path) -> None:
+    path = song("a.wav", seconds=3, subtype="FLOAT")
+    assert sepcli(path, "--start", "0.5", "--end", "1.25").code == 0
+    mixture, _ = soundfile.read(path)
+    stem, _ = soundfile.read(tmp_path / "separated/pass/a/drums.wav")
+    assert np.abs(stem - 0.5 * mixture[22050:55125]).max() < 1e-6
