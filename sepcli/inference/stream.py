@@ -132,10 +132,13 @@ def estimates(
 
     batch: list[Piece] = []
     for piece in pieces:
-        if batch and (len(batch) == batch_size or batch[0].samples.shape != piece.samples.shape):
+        if batch and batch[0].samples.shape != piece.samples.shape:
             yield from run(batch)
             batch = []
         batch.append(piece)
+        if len(batch) == batch_size:
+            yield from run(batch)
+            batch = []
     if batch:
         yield from run(batch)
 

@@ -71,7 +71,7 @@ def fetch(
     if offline:
         what = f"{name_of(spec)} is not on this machine, and offline nothing is downloaded"
         raise ModelError(what, f"run {pull} with a network, or {pull[:-1]} --from FILE`")
-    path, reasons = cached(spec), []
+    path, reasons = place(spec), []
     with alone(path, notice):
         if found := at_hand(spec):
             return found
@@ -95,7 +95,7 @@ def adopt(spec: FileSpec, path: Path, notice: Notice = lambda text: None) -> Pat
     """Copy a file that the user brought into the cache, if it is the one: its digest is checked all the same."""
     if not is_remote(spec.url):
         raise ModelError(f"{spec.url} is not a download", "only files with an address are taken into the cache")
-    target = cached(spec)
+    target = place(spec)
     try:
         with alone(target, notice):
             part = partial(target)
@@ -116,21 +116,26 @@ def verify(spec: FileSpec) -> str:
     return digest_of(path)
 
 
-def remove(spec: FileSpec) -> bool:
-    """Delete a downloaded file; True if there was one. A remembered digest stays: it holds for the next download."""
-    if not is_remote(spec.url):
-        return False
-    path = cached(spec)
-    found = [item for item in (path, in_hub(spec.url)) if item and item.exists()]
-    for item in found:
-        item.resolve().unlink()
-        item.unlink(missing_ok=True)
-    forget(partial(path))
-    return bool(found)
+def remove(spec: FileSpec) -> Path | None:
+    """Delete a download and say where it was. A remembered digest stays: it holds for the next download."""
+    first = path = cached(spec)
+    while path is not None:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        path = cached(spec)
+    if is_remote(spec.url):
+        forget(partial(place(spec)))
+    return first
 
 
-def cached(spec: FileSpec) -> Path:
-    """Where a download lies in the cache, whether it is there or not."""
+def cached(spec: FileSpec) -> Path | None:
+    """A download that is in our cache or the hub's, its digest not looked at; None for other kinds of address."""
+    found = (path for path in (place(spec), in_hub(spec.url)) if path and path.is_file())
+    return next(found, None) if is_remote(spec.url) else None
+
+
+def place(spec: FileSpec) -> Path:
+    """Where a download lies in our cache, whether it is there or not."""
     key = spec.sha256.lower() or hashlib.sha256(spec.url.encode()).hexdigest()
     return cache_folder() / "weights" / f"{key[:16]}-{name_of(spec)}"
 
@@ -157,9 +162,8 @@ def at_hand(spec: FileSpec) -> Path | None:
     """The file if it is on this machine, its digest proven; opens no socket. Raises ModelError on a wrong digest."""
     if not is_remote(spec.url):
         return prove(spec, local(spec.url))
-    for path in (cached(spec), in_hub(spec.url)):
-        if path and path.is_file():
-            return prove(spec, path)
+    if path := cached(spec):
+        return prove(spec, path)
     for path in torch_hub(spec) if spec.sha256 else ():
         if path.is_file() and digest_of(path).startswith(spec.sha256.lower()):
             return path
@@ -185,7 +189,7 @@ def misfit(spec: FileSpec, path: Path) -> str:
 
 def memory(spec: FileSpec) -> Path:
     """Where the digest of a first download is kept for a file without a published one."""
-    return cached(spec).with_name(f"{cached(spec).name}.sha256")
+    return place(spec).with_name(f"{place(spec).name}.sha256")
 
 
 def local(url: str) -> Path:
@@ -251,7 +255,7 @@ def obtain(url: str, spec: FileSpec, progress: Progress | None, patience: Patien
         if not spec.sha256:
             memory(spec).write_text(digest_of(path))
         return path
-    part = partial(cached(spec))
+    part = partial(place(spec))
     for attempt in range(1, patience.attempts + 1):
         try:
             request(url, part, progress, patience.timeout)
@@ -272,9 +276,9 @@ def settle(spec: FileSpec, part: Path) -> Path:
         memory(spec).write_text(digest_of(part))
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    part.replace(cached(spec))
+    part.replace(place(spec))
     forget(part)
-    return cached(spec)
+    return place(spec)
 
 
 def partial(path: Path) -> Path:

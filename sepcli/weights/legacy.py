@@ -1,9 +1,9 @@
 """Files of torch.save, old (one stream) and new (a zip), read without executing anything.
 
 A pickle is a program for a stack machine, and Python's own machine calls whatever the program names. The one here has
-no way to call: it walks the instructions as data, and a name means something only where `call` says what. All
-sizes are compared with the file's before memory is taken. torch.load(weights_only=True) is not used: it cannot read
-the old stream with a class in it, and a storage declared longer than its record makes it read past the record's end.
+no way to call: it walks the instructions as data, and a name means something only where `call` says what. All sizes
+are compared with the file's before memory is taken. torch.load(weights_only=True) is not used: it cannot read the old
+stream with a class in it, and what it allows is a list that any other code of the process may have added to.
 """
 
 import io

@@ -20,8 +20,8 @@ from sepcli.weights.fetch import digest_of, fetch
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
+from sepcli.weights.votes import is_path, weights_file
 
-SUFFIXES = (".th", ".pth", ".pt", ".ckpt", ".safetensors", ".gz", ".bin", ".h5")
 BROKEN = (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, ArithmeticError, LookupError, AttributeError)
 
 Notice = Callable[[str], None]
@@ -55,9 +55,7 @@ def load_separator(
     (seconds) and `settings` go over all that. Raises ModelError (not to be had, refused, no fit), UsageError.
     """
     if is_path(model):
-        entry, tensors, digest = from_path(
-            Path(model).expanduser(), architecture, settings or {}, require_digest, notice
-        )
+        entry, tensors, digest = from_path(weights_file(model), architecture, settings or {}, require_digest, notice)
     else:
         entry = catalog.find(model)
         entry, tensors, digest = from_catalog(entry, offline, require_digest, notice, progress)
@@ -69,13 +67,6 @@ def load_separator(
     network = skeleton(entry) if settings or segment is not None else built_from_file(entry, model)
     fill(network, tensors, model)
     return Loaded(network.eval().to(device), entry, digest)
-
-
-def is_path(model: str) -> bool:
-    """Whether a model is named by a path: it looks like one, or there is such a file or run."""
-    path = Path(model)
-    looks = "/" in model or "\\" in model or path.suffix in SUFFIXES
-    return looks or path.is_file() or (path / "best.safetensors").is_file()
 
 
 def from_catalog(
@@ -111,12 +102,6 @@ def from_path(
     path: Path, architecture: str | None, settings: Mapping[str, Any], require_digest: bool, notice: Notice
 ) -> tuple[Entry, dict[str, Tensor], str]:
     """Entry, tensors under our names, and digest of a file of the user's. Raises ModelError."""
-    if path.is_dir():
-        path = path / "best.safetensors"
-    if not path.is_file():
-        raise ModelError(
-            f"{path}: no such file", "give a file of weights, the folder of a run, or a name of the catalog"
-        )
     digest = digest_of(path)
     known = known_by(digest)
     if require_digest and known is None:
@@ -132,6 +117,7 @@ def from_path(
         return agreed(entry, published, str(path), notice), mapped(spec, published.tensors, str(path)), digest
     if architecture is not None:
         entry = catalog.find(architecture)
+        models.check_settings(models.find(entry.architecture), settings)
         candidates = [replace(entry, settings={**entry.settings, **settings})]
     else:
         candidates = [entry for entry in catalog.catalog().values() if not entry.bag]

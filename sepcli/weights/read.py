@@ -59,6 +59,8 @@ def read(path: Path) -> Published:
             # First: the length of a safetensors header may look like the beginning of a zlib stream.
             if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= size - 8:
                 return safe(path)
+            if begin[:8] == b"\x89HDF\r\n\x1a\n":
+                return hdf5(file, size)
             if begin[:2] == b"\x1f\x8b" or (begin[:1] == b"\x78" and int.from_bytes(begin[:2], "big") % 31 == 0):
                 with inflated(file, size) as (inner, length):
                     return unpack(pickled(inner, length))
@@ -67,9 +69,8 @@ def read(path: Path) -> Published:
         what = f"{path} holds weights quantised with diffq, which are not supported"
         raise ModelError(what, "take the unquantised twin: mdx for mdx_q, mdx_extra for mdx_extra_q") from error
     except legacy.Refused as error:
-        raise ModelError(
-            f"{path}: refused, it has {error}", "no code of a file is ever run; ask for safetensors"
-        ) from error
+        what = f"{path}: refused, it has {error}"
+        raise ModelError(what, "nothing in a file is ever run; ask its author for safetensors") from error
     except DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise ModelError(f"{path}: damaged, or no file of weights ({reason})", "fetch it again") from error

@@ -1,0 +1,1 @@
+"""Scores of separated songs: SDR and its kin, BSSEval v4, oracles, the papers' protocols, statistics."""

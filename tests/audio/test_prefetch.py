@@ -1,0 +1,78 @@
+import itertools
+import threading
+import time
+
+import pytest
+
+from sepcli.audio.prefetch import prefetch
+
+
+def ours():
+    return [thread for thread in threading.enumerate() if thread.name == "sepcli-prefetch"]
+
+
+def test_items_come_in_order_and_no_thread_is_left():
+    assert list(prefetch(range(1000), depth=3)) == list(range(1000))
+    assert ours() == []
+
+
+def test_an_empty_iterator_ends_at_once():
+    assert list(prefetch([])) == []
+
+
+def test_an_exception_is_raised_after_the_items_before_it():
+    def items():
+        yield 1
+        yield 2
+        raise KeyError("three")
+
+    ahead = prefetch(items())
+    assert (next(ahead), next(ahead)) == (1, 2)
+    with pytest.raises(KeyError, match="three"):
+        next(ahead)
+    assert ours() == []
+
+
+@pytest.mark.parametrize("depth", [1, 2, 8])
+def test_closing_stops_a_thread_that_waits_at_a_full_queue(depth):
+    closed = threading.Event()
+
+    def endless():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.set()
+
+    items = prefetch(endless(), depth)
+    assert next(items) == 0
+    time.sleep(0.05)  # the queue is full now
+    began = time.perf_counter()
+    items.close()
+    assert time.perf_counter() - began < 1
+    assert closed.is_set()
+    assert ours() == []
+
+
+def test_the_thread_is_never_more_than_depth_and_one_item_ahead():
+    made = []
+
+    def items():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    ahead = prefetch(items(), depth=3)
+    for i in range(20):
+        assert next(ahead) == i
+        time.sleep(0.002)
+        assert len(made) <= i + 1 + 3 + 1
+    ahead.close()
+
+
+def test_closing_while_the_thread_ends_by_itself_never_hangs():
+    for taken in itertools.chain.from_iterable([range(1, 7)] * 50):
+        items = prefetch(range(6), depth=2)
+        for _ in range(taken):
+            next(items)
+        items.close()
+    assert ours() == []
