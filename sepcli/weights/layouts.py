@@ -42,4 +42,25 @@ def nnabla_umx(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-LAYOUTS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {"nnabla_umx": nnabla_umx}
+def nnabla_d3net(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The HDF5 files of NNabla's D3Net (sony/ai-research-code, d3net), one or more sources: `networks.SOURCE.`.
+
+    Paths become names; the last part before each weight only says what kind of layer it is of. Kernels lie as here,
+    norms (1, H, 1, 1) and (H), scales of bins (1, 1, 1, F) and (F).
+    """
+    leaves = {"W": "weight", "b": "bias", "gamma": "weight", "beta": "bias", "mean": "running_mean",
+              "var": "running_var"}  # fmt: skip
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        *path, leaf = name.split("/")
+        into = ["networks", *(path[:-1] if leaf in leaves else path)]
+        result[".".join([*into, leaves.get(leaf, leaf)])] = tensor if leaf == "W" else tensor.flatten()
+        if leaf == "mean":
+            result[".".join([*into, "num_batches_tracked"])] = torch.tensor(0)
+    return result
+
+
+LAYOUTS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "nnabla_umx": nnabla_umx,
+    "nnabla_d3net": nnabla_d3net,
+}

@@ -64,7 +64,7 @@ def load_separator(
         entry = replace(entry, settings={**entry.settings, **settings})
     if segment is not None:
         entry = replace(entry, segment=segment)
-    network = skeleton(entry) if settings or segment is not None else built_from_file(entry, model)
+    network = built_from_file(entry, model, asked=bool(settings) or segment is not None)
     fill(network, tensors, model)
     return Loaded(network.eval().to(device), entry, digest)
 
@@ -150,11 +150,14 @@ def own_entry(table: Mapping[str, Any], path: Path) -> Entry:
         "segment": (number, "a number above 0"),
         "level": (lambda v: isinstance(v, dict) and all(map(number, v.values())), "a table of numbers"),
         "settings": (lambda value: isinstance(value, dict), "a table"),
+        "licence": (lambda value: isinstance(value, str), "text"),
     }
     for key, (good, what) in wanted.items():
-        if not good(plain.get(key, {})):
+        if key in plain and not good(plain[key]):
             raise ModelError(f"{path}: {key} in its metadata must be {what}")
-    return catalog.read_entry(name if isinstance(name, str) else path.stem, plain, str(path))
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]{0,63}", name):
+        name = path.stem
+    return catalog.read_entry(name, plain, str(path))
 
 
 def are_sources(value: Any) -> bool:
@@ -163,10 +166,12 @@ def are_sources(value: Any) -> bool:
     return names and bool(value) and all(re.fullmatch(r"\w[\w .+-]{0,63}", name) for name in value)
 
 
-def agreed(entry: Entry, published: Published, where: str, notice: Notice) -> Entry:
-    """An entry with what the file itself says about its network over it; the segment is the smaller of the two.
+def agreed(entry: Entry, published: Published, where: str, notice: Notice, *, known: bool = True) -> Entry:
+    """An entry with what the file itself says about its network over it.
 
-    Raises ModelError where the file is of another architecture, or says what cannot be.
+    The segment stays the entry's where the file is `known` to be of it (fine-tuned files carry the length they were
+    tuned at, far too long for use), else it is the smaller of the two. Raises ModelError where the file is of another
+    architecture, or says what cannot be.
     """
     said = describe(published, where)
     if said is None:
@@ -190,7 +195,7 @@ def agreed(entry: Entry, published: Published, where: str, notice: Notice) -> En
         sources=tuple(traits.get("sources", entry.sources)),
         channels=traits.get("channels", entry.channels),
         sample_rate=traits.get("sample_rate", entry.sample_rate),
-        segment=min(traits.get("segment", entry.segment), entry.segment),
+        segment=entry.segment if known else min(traits.get("segment", entry.segment), entry.segment),
     )
 
 
@@ -203,7 +208,7 @@ def recognised(
     expected: dict[str, dict[str, Tensor]] = {}
     tried: dict[tuple[str, FileSpec], list[str]] = {}
     for candidate in candidates:
-        entry = agreed(candidate, published, str(path), notice)
+        entry = agreed(candidate, published, str(path), notice, known=False)
         for spec in namings(entry):
             key = json.dumps([entry.architecture, entry.settings, entry.sources, entry.channels, entry.sample_rate])
             if (key, spec) in tried:
@@ -279,11 +284,16 @@ def fill(network: Separator, tensors: dict[str, Tensor], where: str) -> None:
     network.load_state_dict(own, strict=True, assign=True)
 
 
-def built_from_file(entry: Entry, where: str) -> Separator:
-    """`skeleton`, where settings come out of a file: what cannot be is the file's fault. Raises ModelError."""
+def built_from_file(entry: Entry, where: str, *, asked: bool = False) -> Separator:
+    """`skeleton`, where settings come out of a file: what cannot be is the file's fault, unless the user asked for it.
+
+    Raises ModelError; UsageError where the user `asked`.
+    """
     try:
         return skeleton(entry)
     except UsageError as error:
+        if asked:
+            raise
         raise ModelError(f"{where}: {error.what}", error.hint) from error
     except BROKEN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from sepcli.errors import ModelError
 from sepcli.weights import catalog, checkpoint, legacy
 from sepcli.weights.fetch import place
-from sepcli.weights.load import load_separator
+from sepcli.weights.load import load_separator, own_entry
 from sepcli.weights.read import read
 from tests.weights import published_files as files
 
@@ -295,6 +295,7 @@ ENTRY = {
         ("settings", [1]),
         ("settings", {"bands": "8"}),
         ("settings", {"__class__": 1}),
+        ("licence", ["none"]),
         ("unheard_of", 1),
     ],
 )
@@ -304,6 +305,19 @@ def test_metadata_that_name_something_else_are_refused_by_field(tmp_path: Path, 
     with pytest.raises(ModelError) as caught:
         load_separator(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["architecture", "sources", "sample_rate", "channels", "segment"])
+def test_metadata_that_lack_something_are_refused(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, STATE, {key: value for key, value in ENTRY.items() if key != field}, {})
+    with pytest.raises(ModelError):
+        load_separator(str(path))
+
+
+def test_a_name_that_leads_elsewhere_is_not_taken_from_metadata() -> None:
+    assert own_entry({**ENTRY, "name": "../../y"}, Path("x.safetensors")).name == "x"
+    assert own_entry({**ENTRY, "name": "y"}, Path("x.safetensors")).name == "y"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"entry": 3}', "{", "[" * 100_000])

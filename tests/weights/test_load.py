@@ -101,6 +101,7 @@ def test_a_name_of_the_catalog_gives_its_network_with_the_files_weights(
     spec = kept(tmp_path / "x.th", files.package(hdemucs.state_dict(), ARGUMENTS))
     know(monkeypatch, replace(HDEMUCS, files=(spec,), licence="ask first"))
     loaded = load_separator("hd", offline=True)
+    assert loaded.separator.segment == 44.0  # the entry's, not the file's 40
     same_output(loaded.separator, hdemucs)
     assert loaded.digest == spec.sha256
     assert loaded.entry.licence == "ask first"
@@ -167,7 +168,7 @@ def test_the_catalogs_segment_is_followed_where_the_file_has_a_longer_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hdemucs: Separator
 ) -> None:
     know(monkeypatch, HDEMUCS)
-    (tmp_path / "x.th").write_bytes(files.package(hdemucs.state_dict(), {**ARGUMENTS, "segment": 112}))
+    (tmp_path / "x.th").write_bytes(files.package(hdemucs.state_dict(), {**ARGUMENTS, "segment": 112}))  # 4 x 28
     assert load_separator(str(tmp_path / "x.th")).separator.segment == 44.0
     assert load_separator(str(tmp_path / "x.th"), segment=5.0).separator.segment == 5.0
 
