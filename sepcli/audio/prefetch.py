@@ -1,11 +1,12 @@
-"""An iterator run one thread ahead: decoding goes on while the network computes."""
+"""One thread ahead, one thread behind: decoding and encoding go on while the network computes."""
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
@@ -51,3 +52,57 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
         while not ready.empty():
             ready.get_nowait()
         thread.join()
+
+
+def behind(items: Iterable[T], consume: Callable[[Iterator[T]], R], depth: int = 4) -> R:
+    """What `consume(items)` gives, run in a thread that is at most `depth` items behind; items are made in this one.
+
+    An exception of `items`, or one that interrupts this thread, is raised inside `consume` at its place, so that it
+    can clean up, and then here; an exception of `consume` is raised here at the next item.
+    """
+    waiting: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=max(1, depth))
+    results: list[R] = []
+    failures: list[BaseException] = []
+    over = threading.Event()
+
+    def arriving() -> Iterator[T]:
+        while True:
+            item, end = waiting.get()
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
+            yield item  # type: ignore[misc]
+
+    def work() -> None:
+        try:
+            results.append(consume(arriving()))
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are made
+            failures.append(error)
+        finally:
+            over.set()
+            while not waiting.empty():  # the other side may wait for room
+                waiting.get_nowait()
+
+    thread = threading.Thread(target=work, name="sepcli-behind")
+    thread.start()
+    end: BaseException = StopIteration()
+    try:
+        for item in items:
+            waiting.put((item, None))
+            if over.is_set():
+                break
+    except BaseException as error:
+        end = error
+        raise
+    finally:
+        while not over.is_set():
+            try:
+                waiting.put((None, end), timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        thread.join()
+        if failures and failures[0] is not end:
+            raise failures[0]
+    return results[0]

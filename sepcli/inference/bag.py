@@ -227,13 +227,14 @@ def load_bag(
             candidate.model,
             architecture=architecture,
             segment=segment or candidate.segment,
+            sources=stems,
             offline=offline,
             require_digest=require_digest,
             notice=notice,
             progress=progress,
         )
         sources = loaded.separator.sources
-        for name in (*stems, *candidate.votes):
+        for name in () if stems else candidate.votes:
             check_source(name, sources, candidate.model)
         votes = {source: candidate.votes.get(source, 0.0) if candidate.votes else 1.0 for source in sources}
         members.append(Member(loaded.separator, votes, candidate.model, loaded.digest, loaded.entry.licence))

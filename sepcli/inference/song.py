@@ -67,9 +67,9 @@ def separate_clip(
     """Blocks of every stem in step, at the clip's channels and rate (or `out_rate`), as long as the clip.
 
     Another rate gives round(frames * out_rate / rate) frames. `upper` says what becomes of the band that the bag does
-    not hear, where its rate is another: "other" (it goes to the stem that holds the accompaniment) or "drop". `consistent`
-    is the depth ("16", "24", "32f") at which the stems sum to the mixture. `progress` is called with the seconds done
-    and in all. Raises AudioError where a network gives no finite numbers.
+    not hear, where its rate is another: "other" (it goes to the stem that holds the accompaniment) or "drop".
+    `consistent` is the depth ("16", "24", "32f") at which the stems sum to the mixture. `progress` is called with the
+    seconds done and in all. Raises AudioError where a network gives no finite numbers.
     """
     out_rate = out_rate or clip.sample_rate
     keepers = remainder.keeper(stems) if upper == "other" and clip.sample_rate != bag.sample_rate else []

@@ -86,7 +86,7 @@ class CwsUnet(Separator):
     """
 
     tiny: ClassVar = {"bands": 8, "width": 4}
-    independent: ClassVar[bool] = True
+    independent: bool = True
 
     def __init__(
         self, *, bands: int = 4, scales: int = 5, width: int = 64, dropout: float = 0.1, **traits: Unpack[Traits]

@@ -301,7 +301,7 @@ class D3Net(Separator):
         self.wiener_iterations = wiener_iterations
         self.wiener_filter = wiener_filter
         # Of the instance, since the settings decide: a filter or a bridge couples the sources.
-        self.independent = bridging == "none" and not wiener_iterations  # type: ignore[misc]
+        self.independent = bridging == "none" and not wiener_iterations
         self.period = max(2 ** (len(one.full) // 2) for one in chosen)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.window: Tensor

@@ -146,7 +146,7 @@ class MDenseNet(Separator):
 
     unused: ClassVar[tuple[str, ...]] = (r"downsample_layers\.4\.",)
     tiny: ClassVar = {"bands": 8}
-    independent: ClassVar[bool] = True
+    independent: bool = True
 
     def __init__(self, *, bands: int = 8, dropout: float = 0.1, **traits: Unpack[Traits]) -> None:
         super().__init__(**traits)
@@ -178,7 +178,7 @@ class MMDenseNet(Separator):
 
     unused: ClassVar[tuple[str, ...]] = (r"downsample_layers\.3\.",)
     tiny: ClassVar = {"bands": 8}
-    independent: ClassVar[bool] = True
+    independent: bool = True
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class ScaledEmbedding(nn.Module):
         self.scale = scale
         weight = self.embedding.weight.detach()
         if smooth:
-            weight.copy_(weight.cumsum(0) / torch.arange(1.0, count + 1).sqrt()[:, None])
+            weight.copy_(weight.cumsum(0) / torch.arange(1.0, count + 1, device=weight.device).sqrt()[:, None])
         weight.div_(scale)
 
     def forward(self) -> Tensor:

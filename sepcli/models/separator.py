@@ -49,8 +49,8 @@ class Separator(nn.Module):
     """Regular expressions of parameters that by design get no gradient."""
     tiny: ClassVar[Mapping[str, Any]] = {}
     """Settings of the smallest network that still has every part, for tests."""
-    independent: ClassVar[bool] = False
-    """Each source has a network of its own and nothing couples them."""
+    independent: bool = False
+    """Each source has a network of its own, under `networks.SOURCE`, and nothing couples them."""
 
     def __init__(self, **traits: Unpack[Traits]) -> None:
         super().__init__()

@@ -158,7 +158,7 @@ class OpenUnmix(Separator):
         self.softmask = softmask
         self.residual = residual
         # Of the instance, since the settings decide: a filter, a bridge or a shared rest couples the sources.
-        self.independent = not (self.gaps or wiener_iterations or softmask or residual)  # type: ignore[misc]
+        self.independent = not (self.gaps or wiener_iterations or softmask or residual)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.window: Tensor
         self.networks = nn.ModuleDict(

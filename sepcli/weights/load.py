@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sepcli.weights.fetch import digest_of, fetch
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
-from sepcli.weights.votes import is_path, weights_file
+from sepcli.weights.votes import check_source, is_path, weights_file
 
 BROKEN = (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, ArithmeticError, LookupError, AttributeError)
 
@@ -44,6 +44,7 @@ def load_separator(
     require_digest: bool = False,
     architecture: str | None = None,
     segment: float | None = None,
+    sources: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     notice: Notice = lambda text: None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -52,7 +53,8 @@ def load_separator(
 
     A file known by its digest has its entry's settings; our own checkpoints carry theirs; otherwise what the file says
     counts, and what it lacks comes from the entry `architecture`, else from the first entry that it fits. `segment`
-    (seconds) and `settings` go over all that. Raises ModelError (not to be had, refused, no fit), UsageError.
+    (seconds) and `settings` go over all that. Where each source has a network of its own, only those of `sources`
+    (none: all) are built. Raises ModelError (not to be had, refused, no fit), UsageError.
     """
     if is_path(model):
         entry, tensors, digest = from_path(weights_file(model), architecture, settings or {}, require_digest, notice)
@@ -64,7 +66,15 @@ def load_separator(
         entry = replace(entry, settings={**entry.settings, **settings})
     if segment is not None:
         entry = replace(entry, segment=segment)
-    network = built_from_file(entry, model, asked=bool(settings) or segment is not None)
+    for source in sources:
+        check_source(source, entry.sources, model)
+    asked = bool(settings) or segment is not None
+    network = built_from_file(entry, model, asked=asked)
+    if sources and network.independent and set(sources) < set(entry.sources):
+        others = tuple(f"networks.{source}." for source in entry.sources if source not in sources)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+        entry = replace(entry, sources=tuple(sources))
+        network = built_from_file(entry, model, asked=asked)
     fill(network, tensors, model)
     return Loaded(network.eval().to(device), entry, digest)
 

@@ -1,10 +1,11 @@
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from sepcli.audio.prefetch import prefetch
+from sepcli.audio.prefetch import behind, prefetch
 
 
 def ours():
@@ -76,3 +77,63 @@ def test_closing_while_the_thread_ends_by_itself_never_hangs():
             next(items)
         items.close()
     assert ours() == []
+
+
+def test_what_is_consumed_behind_is_every_item_in_order() -> None:
+    assert behind(range(1000), list, depth=3) == list(range(1000))
+    assert behind([], list) == []
+
+
+def test_the_items_are_made_here_and_consumed_elsewhere() -> None:
+    here = threading.current_thread()
+    makers = set()
+
+    def items() -> Iterator[int]:
+        for item in range(5):
+            makers.add(threading.current_thread())
+            yield item
+
+    consumers = behind(items(), lambda arriving: {threading.current_thread() for _ in arriving})
+    assert makers == {here}
+    assert here not in consumers
+
+
+def test_an_exception_of_the_items_is_raised_inside_the_consumer_and_then_here() -> None:
+    seen: list[str] = []
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    def consume(arriving: Iterator[int]) -> int:
+        try:
+            return sum(arriving)
+        except KeyboardInterrupt:
+            seen.append("cleaned up")
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        behind(items(), consume)
+    assert seen == ["cleaned up"]
+
+
+def test_an_exception_of_the_consumer_ends_the_items() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for item in range(10_000):
+            made.append(item)
+            yield item
+
+    def consume(arriving: Iterator[int]) -> None:
+        next(arriving)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        behind(items(), consume, depth=2)
+    assert len(made) < 100
+
+
+def test_a_consumer_that_stops_early_gives_its_result() -> None:
+    assert behind(iter(range(10_000)), next, depth=2) == 0
+    assert not [t for t in threading.enumerate() if t.name == "sepcli-behind"]

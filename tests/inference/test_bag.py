@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from sepcli import models
 from sepcli.errors import ModelError, UsageError
 from sepcli.inference.bag import Bag, Loudness, Member, delays, level, load_bag, with_shifts
-from sepcli.models.separator import Estimate, Separator
+from sepcli.models.separator import Estimate, Separator, Traits
+from sepcli.weights import catalog, checkpoint
+from sepcli.weights.seeded import fill
 from sepcli.weights.votes import candidates
 from tests import passthrough
 
@@ -173,6 +175,30 @@ def test_weights_from_a_file_count_for_each_source(tmp_path: Path, monkeypatch: 
     weights.write_text(f'["{one}"]\na = -1\n')
     with pytest.raises(UsageError, match="none below 0"):
         load_bag(f"{one},{two}", weights=weights)
+
+
+def test_where_sources_are_independent_only_the_wanted_ones_are_built(tmp_path: Path) -> None:
+    entry = catalog.find("cws-mdensenet")
+    network = models.build(entry.architecture, entry.settings, traits_of(entry))
+    fill(network, seed=3)
+    path = tmp_path / "two.safetensors"
+    checkpoint.save(path, network.state_dict(), {"name": "two", **catalog.as_table(entry)}, {})
+    whole, part = load_bag(str(path)), load_bag(str(path), stems=["accompaniment"])
+    assert list(part.members[0].separator.networks) == ["accompaniment"]
+    sound = 0.1 * song(9000)
+    loud = Loudness(0.0, 1.0, 0.8)
+    index = whole.sources.index("accompaniment")
+    assert relative(run(part, sound, loud)[0], run(whole, sound, loud)[index]) < 1e-6
+
+
+def traits_of(entry: catalog.Entry) -> Traits:
+    return {
+        "sources": entry.sources,
+        "channels": entry.channels,
+        "sample_rate": entry.sample_rate,
+        "segment": entry.segment,
+        "level": entry.level,
+    }
 
 
 class Theirs(nn.Module):
