@@ -16,7 +16,7 @@ from sepcli.errors import ModelError, UsageError
 from sepcli.models.separator import Separator, Traits
 from sepcli.weights import catalog
 from sepcli.weights.catalog import Entry, FileSpec
-from sepcli.weights.fetch import digest_of, fetch
+from sepcli.weights.fetch import cached, digest_of, fetch, is_remote
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
@@ -92,6 +92,8 @@ def from_catalog(
     if not entry.files:
         what = f"{entry.name} has no published weights"
         raise ModelError(what, f"train it with `sepcli train --model {entry.name}`, or see `sepcli models list`")
+    if not offline and any(is_remote(spec.url) and cached(spec) is None for spec in entry.files):
+        notice(f"{entry.name}: downloading its weights; their licence: {entry.licence or 'none stated'}")
     tensors: dict[str, Tensor] = {}
     digests = []
     for spec in entry.files:
