@@ -112,13 +112,17 @@ def bss_eval(
 
     energies.masked_fill_(missing, math.nan)
     isr, sir, sar = (decibels(energies[i], energies[i + 1]) for i in (0, 2, 4))
-    notes: tuple[str, ...] = ()
-    if framing == "museval" and ridge == 0 and smallest < UNRELIABLE:
-        notes = (
-            f"the references are band-limited or alike (smallest eigenvalue {smallest:.0e}, below {UNRELIABLE:.0e}): "
-            "ISR, SIR and SAR are unreliable with museval's framing, SDR is not; see --bss-framing continuous",
+    notes = []
+    if not scored:
+        notes.append(
+            "silence leaves no frame to score: a reference or an estimate is silent throughout, or in each frame"
         )
-    return BssScores(sdr, isr, sir, sar, smallest, notes)
+    if framing == "museval" and ridge == 0 and smallest < UNRELIABLE:
+        notes.append(
+            f"the references are band-limited or alike (smallest eigenvalue {smallest:.0e}, below {UNRELIABLE:.0e}): "
+            "ISR, SIR and SAR are unreliable with museval's framing, SDR is not; see --bss-framing continuous"
+        )
+    return BssScores(sdr, isr, sir, sar, smallest, tuple(notes))
 
 
 def _check(mode: Mode, framing: Framing, ridge: float | None, taps: int) -> None:
@@ -171,48 +175,51 @@ def distortion_filters(references: Tensor, estimates: Tensor, taps: int = TAPS, 
     sources, channels, _ = references.shape
     rows = sources * channels
     lags = lag_correlations(references.flatten(0, 1), (references.flatten(0, 1), estimates.flatten(0, 1)), taps)
-    index = torch.arange(rows, device=lags.device)
-    scale = (lags[index, index, taps - 1] + EPSILON).rsqrt()  # (P,)
+    scale = (lags[:, :rows, taps - 1].diagonal() + EPSILON).rsqrt()  # (P,)
     within = lags[:, :rows] * scale[:, None, None] * scale[None, :, None]  # (P, P, 2 L - 1)
     across = (lags[:, rows:, taps - 1 :] * scale[:, None, None]).movedim(-1, 1)  # (P, L, P): row, tap, estimate
 
+    diagonal = EPSILON * scale.square() + ridge
+
+    solution, smallest = _solve(within, diagonal, across.flatten(0, 1))
+    every = (solution.reshape(rows, taps, rows) * scale[:, None, None]).movedim(-1, 0)
+    own = []
+    for part in (slice(source * channels, (source + 1) * channels) for source in range(sources)):
+        solution, _ = _solve(within[part, part], diagonal[part], across[part, :, part].flatten(0, 1))
+        own.append((solution.reshape(channels, taps, channels) * scale[part, None, None]).movedim(-1, 0))
+    return Filters(every.reshape(sources, channels, sources, channels, taps), torch.stack(own), smallest)
+
+
+def _gram(lags: Tensor, diagonal: Tensor) -> Tensor:
+    """Correlations (P, P, 2 L - 1) as the block Toeplitz matrix (P L, P L), `diagonal` (P,) added to its diagonal."""
+    rows, taps = len(lags), (lags.shape[-1] + 1) // 2
     tap = torch.arange(taps, device=lags.device)
     delay = tap[:, None] - tap[None, :] + taps - 1
-    gram = torch.empty(rows, taps, rows, taps, dtype=torch.float64, device=lags.device)
+    gram = torch.empty(rows, taps, rows, taps, dtype=lags.dtype, device=lags.device)
     for row in range(rows):
         for column in range(rows):
-            gram[row, :, column] = within[row, column][delay]
-    gram = gram.flatten(2).flatten(0, 1)  # (P L, P L)
-    gram.diagonal().add_((EPSILON * scale.square() + ridge).repeat_interleave(taps))
-
-    solution, smallest = _solve(gram, across.flatten(0, 1))
-    every = solution.reshape(rows, taps, rows) * scale[:, None, None]  # (P, L, estimate)
-    own = []
-    for source in range(sources):
-        rows_of = slice(source * channels, (source + 1) * channels)
-        block = slice(source * channels * taps, (source + 1) * channels * taps)
-        solution, _ = _solve(gram[block, block], across[rows_of, :, rows_of].flatten(0, 1))
-        own.append((solution.reshape(channels, taps, channels) * scale[rows_of, None, None]).movedim(-1, 0))
-    every = every.movedim(-1, 0).reshape(sources, channels, sources, channels, taps)
-    return Filters(every, torch.stack(own), smallest)
+            gram[row, :, column] = lags[row, column][delay]
+    gram = gram.flatten(2).flatten(0, 1)
+    gram.diagonal().add_(diagonal.repeat_interleave(taps))
+    return gram
 
 
-def _solve(gram: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    """gram^-1 right, and an estimate of gram's smallest eigenvalue (0 where it is not positive in float64)."""
-    factor, failed = torch.linalg.cholesky_ex(gram)
+def _solve(lags: Tensor, diagonal: Tensor, right: Tensor) -> tuple[Tensor, float]:
+    """_gram(lags, diagonal)^-1 right, and about its smallest eigenvalue: 0 where float64 does not find it positive."""
+    factor = _gram(lags, diagonal).mT  # in the order of LAPACK, so that the factor takes the matrix's place
+    failed = torch.empty((), dtype=torch.int32, device=lags.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
     if not failed:
-        vector = torch.randn(len(gram), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        vector, norm = vector.to(gram.device), vector.norm()
+        vector = torch.randn(len(factor), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        vector, norm = vector.to(factor.device), vector.norm()
         for _ in range(4):  # inverse iteration: within a few per cent
             vector = torch.cholesky_solve(vector / norm, factor)
             norm = vector.norm()
         return torch.cholesky_solve(right, factor), float(1 / norm)
     del factor
-    solution, singular = torch.linalg.solve_ex(gram, right)
+    solution, singular = torch.linalg.solve_ex(_gram(lags, diagonal), right)
     if singular:  # museval raises here; the smallest ridge that is safely above rounding stands for least squares
-        gram = gram.clone()
-        gram.diagonal().add_(CONTINUOUS_RIDGE)
-        solution = torch.linalg.solve(gram, right)
+        solution = torch.linalg.solve(_gram(lags, diagonal + CONTINUOUS_RIDGE), right)
     return solution, 0.0
 
 

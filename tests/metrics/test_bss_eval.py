@@ -175,6 +175,24 @@ def test_with_silence_score_a_silent_estimate_keeps_0_dB_and_the_others_keep_all
     torch.testing.assert_close(scores.isr[0], clean.isr[0], rtol=0, atol=0.5)
 
 
+def test_exactly_singular_references_on_which_museval_dies_are_scored() -> None:
+    references = torch.zeros(2, 2, 4000, dtype=torch.float64)
+    references[0, :, 100], references[1, :, 2500] = 4.0, 4.0  # two equal channels, powers of two: no rounding helps
+    estimates = references + 0.1 * references.roll(-1, 0)
+    scores = bss_eval(references, estimates, math.inf, math.inf, taps=16)
+    torch.testing.assert_close(scores.sir, torch.full_like(scores.sir, 20.0), rtol=0, atol=1e-6)
+    assert "alike" in scores.notes[0]
+
+
+def test_a_song_with_a_wholly_silent_estimate_has_no_scores_and_says_so() -> None:
+    references = white(2, 2, 9000)
+    estimates = estimated(references)
+    estimates[1] = 0
+    scores = bss_eval(references, estimates, 3000, 3000, taps=16)
+    assert all(score.isnan().all() and score.shape == (2, 3) for score in four(scores))
+    assert "silent throughout" in scores.notes[0]
+
+
 def test_the_float32_song_is_never_copied_whole() -> None:
     references = white(2, 2, 20 * RATE).float()
     estimates = references + 0.1 * references.roll(-1, 0)
