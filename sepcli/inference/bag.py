@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from sepcli.audio.blocks import BLOCK
 from sepcli.errors import ModelError, UsageError
 from sepcli.inference.device import Runner, batch_size_for, choose
+from sepcli.inference.memory import release
 from sepcli.inference.stream import Cut, cut_for, drop, estimates, overlap_add, pieces, reblock
 from sepcli.models.separator import Separator
 from sepcli.weights.load import load_separator
@@ -55,6 +56,8 @@ class Bag:
     precision: str = "float32"
     notice: Callable[[str], None] = lambda _: None
     wanted: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments that it was loaded with, as far as they decide what it estimates."""
     runners: dict[int, Runner] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,11 @@ class Bag:
     @property
     def channels(self) -> int:
         return self.members[0].separator.channels
+
+    @property
+    def limits(self) -> list[str]:
+        """What was given up so far for want of memory or of an operator, as it was said."""
+        return [text for runner in self.runners.values() for text in runner.limits]
 
     @property
     def needs_loudness(self) -> bool:
@@ -192,6 +200,7 @@ def counted(
     for start, estimate in items:
         yield start, estimate
         tick(min(cut.stride, estimate.shape[-1]) * seconds_a_sample)
+        release()
 
 
 def load_bag(
@@ -249,4 +258,13 @@ def load_bag(
         precision=precision,
         notice=notice,
         wanted=tuple(stems),
+        asked={
+            "bag_weights": weights,
+            "architecture": architecture,
+            "segment": segment,
+            "overlap": overlap,
+            "shifts": shifts,
+            "seed": seed,
+            "precision": precision,
+        },
     )
