@@ -69,11 +69,11 @@ SIZES = {
         patch=384,
     ),
     "tiny": Sizes(
-        split=32,
-        low=((4, 3), (5, 2), (4, 2)),
+        split=16,
+        low=((4, 2), (3, 3), (4, 2)),
         high=((2, 1),) * 3,
-        full=((3, 2), (3, 2), (4, 3), (3, 2), (3, 2)),
-        patch=16,
+        full=((3, 2), (3, 3), (2, 2)),
+        patch=64,
         features=4,
         high_features=3,
     ),
@@ -254,7 +254,7 @@ class D3Net(Separator):
     networks see the piece at once and nothing is filtered.
     """
 
-    tiny: ClassVar = {"sizes": "tiny", "n_fft": 256, "hop": 64, "bins": 100, "patch": 16}
+    tiny: ClassVar = {"sizes": "tiny", "n_fft": 128, "hop": 64, "bins": 48, "patch": 64}
 
     def __init__(
         self,

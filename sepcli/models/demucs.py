@@ -18,6 +18,7 @@ from sepcli.dsp.sinc import resample, sinc_kernel
 from sepcli.errors import UsageError
 from sepcli.models.separator import Estimate, Separator, Traits, require
 from sepcli.nn.lstm import BLSTM
+from sepcli.nn.norm import group_norm
 from sepcli.nn.residual import DConv, rescale_convolutions
 
 KERNEL, STRIDE = 8, 4
@@ -90,15 +91,17 @@ class Demucs(Separator):
             norm = partial(group_norm, norm_groups if index >= norm_starts else 0)
             residual = partial(branches, width, lstm=index >= dconv_lstm, attention=index >= dconv_attn)
             going: list[nn.Module] = [nn.Conv1d(inputs, width, KERNEL, STRIDE), norm(width), activation()]
-            going += [residual()] if dconv_mode & 1 else []
-            going += [nn.Conv1d(width, 2 * width, 1), norm(2 * width), nn.GLU(dim=1)] if rewrite else []
             coming: list[nn.Module] = []
-            coming += (
-                [nn.Conv1d(width, 2 * width, CONTEXT, padding=reach), norm(2 * width), nn.GLU(dim=1)] if rewrite else []
-            )
-            coming += [residual()] if dconv_mode & 2 else []
+            if dconv_mode & 1:
+                going += [residual()]
+            if rewrite:
+                going += [nn.Conv1d(width, 2 * width, 1), norm(2 * width), nn.GLU(dim=1)]
+                coming += [nn.Conv1d(width, 2 * width, CONTEXT, padding=reach), norm(2 * width), nn.GLU(dim=1)]
+            if dconv_mode & 2:
+                coming += [residual()]
             coming += [nn.ConvTranspose1d(width, outputs, KERNEL, STRIDE)]
-            coming += [norm(outputs), activation()] if index else []
+            if index > 0:
+                coming += [norm(outputs), activation()]
             self.encoder.append(nn.Sequential(*going))
             self.decoder.insert(0, nn.Sequential(*coming))  # innermost first, as published
             inputs = outputs = width
@@ -115,8 +118,9 @@ class Demucs(Separator):
         return halves(self.valid_length(length) - length)
 
     def strided(self, length: int, shortening: int) -> int:
-        """The least number of samples that no layer's stride leaves a rest of, if the decoder's layers each want
-        `shortening` steps more than they give."""
+        """The least number of samples of which no layer's stride leaves a rest, where each layer of the decoder wants
+        `shortening` steps more than it gives on.
+        """
         rate = 2 if self.oversample else 1
         steps = rate * length
         for _ in range(self.depth):
@@ -132,8 +136,13 @@ class Demucs(Separator):
         which the output does not reach, come back as zeros: the pipeline gives them as margins.
         """
         length = mixture.shape[-1]
-        mean, deviation = loudness(mixture) if self.normalise else (0.0, 1.0)
-        x = (mixture - mean) / deviation
+        x = mixture
+        if self.normalise:
+            mono = mixture.mean(dim=1, keepdim=True)
+            mean = mono.mean(dim=2, keepdim=True)  # (B, 1, 1)
+            deviation = mono.std(dim=2, keepdim=True, correction=min(1, length - 1))
+            x = (x - mean) / (1e-5 + deviation)
+
         if self.strided(length, 0) != length or length < self.valid_length(1):
             x = centred(x, self.valid_length(length))
         if self.oversample:
@@ -148,32 +157,16 @@ class Demucs(Separator):
         if self.oversample:
             x = resample(x, self.halving, 2)
 
-        x = centred(x * deviation + mean, length)
-        return Estimate(torch.unflatten(x, 1, (len(self.sources), -1)))
-
-
-def loudness(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the channels' mean, of each item of a batch: (B, 1, 1)."""
-    mono = x.mean(dim=1, keepdim=True)
-    deviation = mono.std(dim=2, keepdim=True, correction=min(1, x.shape[2] - 1))
-    return mono.mean(dim=2, keepdim=True), 1e-5 + deviation
+        if self.normalise:
+            x = x * deviation + mean
+        return Estimate(torch.unflatten(centred(x, length), 1, (len(self.sources), -1)))
 
 
 def halves(count: int) -> tuple[int, int]:
-    """A number in two parts, the second one larger if it is odd."""
+    """A number in two parts, the second one further from zero if it is odd."""
     return int(count / 2), count - int(count / 2)
 
 
 def centred(x: Tensor, length: int) -> Tensor:
-    """(..., T) -> (..., length): as much padded with zeros, or cut off, on either side; at an odd number more on the
-    right."""
+    """(..., T) -> (..., length), padded with zeros or cut off at both ends alike, or one more on the right."""
     return F.pad(x, halves(length - x.shape[-1]))
-
-
-def group_norm(groups: int, channels: int) -> nn.Module:
-    """Group norm, or none with 0 groups. Raises UsageError."""
-    if not groups:
-        return nn.Identity()
-    if channels % groups:
-        raise UsageError(f"norm_groups = {groups}: must divide the {channels} channels of a layer that has group norm")
-    return nn.GroupNorm(groups, channels)

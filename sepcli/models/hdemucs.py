@@ -17,6 +17,7 @@ from sepcli.dsp.stft import istft, reflect, stft
 from sepcli.dsp.wiener import wiener
 from sepcli.errors import UsageError
 from sepcli.models.separator import Estimate, Separator, Traits, require
+from sepcli.nn.norm import group_norm
 from sepcli.nn.residual import DConv, rescale_convolutions
 
 KERNEL, STRIDE, PADDING = 8, 4, 2
@@ -463,15 +464,6 @@ def stepwise(width: int, axis: Axis, reach: tuple[int, int]) -> nn.Module:
     if axis.spectral:
         return nn.Conv2d(width, 2 * width, (2 * reach[0] + 1, 2 * reach[1] + 1), padding=reach)
     return nn.Conv1d(width, 2 * width, 2 * reach[1] + 1, padding=reach[1])
-
-
-def group_norm(groups: int, channels: int) -> nn.Module:
-    """Group norm, or none with 0 groups. Raises UsageError."""
-    if not groups:
-        return nn.Identity()
-    if channels % groups:
-        raise UsageError(f"norm_groups = {groups}: must divide the {channels} channels of a layer that has group norm")
-    return nn.GroupNorm(groups, channels)
 
 
 Layer = TypeVar("Layer")

@@ -1,11 +1,15 @@
-"""Layer norms of temporal convolutional networks, on features (B, C, N): one gain and one bias a channel.
+"""Norms that models share.
 
-Conv-TasNet (Luo and Mesgarani, 2019), section II.C. Parameters have the published shape (1, C, 1).
+ChannelNorm and GlobalNorm are the layer norms of temporal convolutional networks, on features (B, C, N), with one gain
+and one bias a channel: Conv-TasNet (Luo and Mesgarani, 2019), section II.C. Parameters have the published shape
+(1, C, 1).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sepcli.errors import UsageError
 
 EPS = 1e-8
 """Added to the biased variance, inside the root."""
@@ -36,3 +40,12 @@ class GlobalNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, N) -> (B, C, N)"""
         return F.group_norm(x, 1, self.gamma.flatten(), self.beta.flatten(), EPS)
+
+
+def group_norm(groups: int, channels: int) -> nn.Module:
+    """Group norm, or none with 0 groups. Raises UsageError."""
+    if not groups:
+        return nn.Identity()
+    if channels % groups:
+        raise UsageError(f"norm_groups = {groups}: must divide the {channels} channels of a layer that has group norm")
+    return nn.GroupNorm(groups, channels)

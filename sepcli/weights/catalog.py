@@ -66,6 +66,8 @@ class Entry:
     scores: tuple[Mapping[str, Any], ...] = ()
     files: tuple[FileSpec, ...] = ()
     bag: tuple[Vote, ...] = ()
+    quantised: tuple[str, ...] = ()
+    """Published names of the same networks quantised with diffq, which cannot be read: this one serves instead."""
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -97,6 +99,9 @@ def find(name: str) -> Entry:
     aliases = {alias: entry for entry in entries.values() for alias in entry.alias}
     if name in aliases:
         return aliases[name]
+    for entry in entries.values():
+        if name in entry.quantised:
+            raise ModelError(f"{name} is quantised with diffq, which is not supported", f"use {entry.name}, its twin")
     near = difflib.get_close_matches(name.lower(), [*entries, *aliases], n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "see `sepcli models list`"
     raise ModelError(f"unknown model {name!r}", hint)
@@ -153,7 +158,7 @@ def read_entry(name: str, table: Any, where: str) -> Entry:
     """One table as an Entry. `where` names the file in errors. Raises ModelError."""
     place = f"{where} [{name}]"
     values = checked(Entry, table, place)
-    for key in ("alias", "sources"):
+    for key in ("alias", "sources", "quantised"):
         values[key] = tuple(values.get(key, ()))
     scores = values.get("scores", ())
     values["scores"] = (scores,) if isinstance(scores, Mapping) else tuple(scores)

@@ -21,7 +21,7 @@ class Foreign:
     """A class of another package. `defaults` has its arguments in order; one that is not given has that value.
 
     `names` are arguments with another name here; `fixed` have one value here and no setting; `training` do not matter
-    to a network that is loaded.
+    to a network that is loaded. `always` are settings here that its networks all have.
     """
 
     architecture: str
@@ -29,6 +29,7 @@ class Foreign:
     names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     training: tuple[str, ...] = ()
+    always: Mapping[str, Any] = field(default_factory=dict)
 
 
 RESIDUAL = {"dconv_mode": 1, "dconv_depth": 2, "dconv_comp": 4, "dconv_attn": 4, "dconv_lstm": 4, "dconv_init": 1e-4}
@@ -51,6 +52,31 @@ CLASSES = {
             "context": 1, "context_enc": 0,
         },
         training=("end_iters",),
+    ),
+    "demucs.demucs.Demucs": Foreign(
+        architecture="demucs.Demucs",
+        defaults={
+            "sources": None, "audio_channels": 2, "channels": 64, "growth": 2.0, "depth": 6, "rewrite": True,
+            "lstm_layers": 0, "kernel_size": 8, "stride": 4, "context": 1, "gelu": True, "glu": True,
+            "norm_starts": 4, "norm_groups": 4, **RESIDUAL, "normalize": True, "resample": True, "rescale": 0.1,
+            "samplerate": 44100, "segment": 40,
+        },
+        names={"channels": "width", "normalize": "normalise", "resample": "oversample"},
+        fixed={"kernel_size": 8, "stride": 4, "context": 1, "glu": True},
+        always={"context_padding": True},
+    ),
+    "demucs.model.Demucs": Foreign(  # of versions 1 and 2: version 1 does not know the last line, version 2 says it
+        architecture="demucs.Demucs",
+        defaults={
+            "sources": None, "audio_channels": 2, "channels": 64, "depth": 6, "rewrite": True, "glu": True,
+            "upsample": False, "rescale": 0.1, "kernel_size": 8, "stride": 4, "growth": 2.0, "lstm_layers": 2,
+            "context": 3, "samplerate": 44100, "segment": None,
+            "resample": False, "normalize": False, "segment_length": None,
+        },
+        names={"channels": "width", "normalize": "normalise", "resample": "oversample"},
+        fixed={"glu": True, "upsample": False, "kernel_size": 8, "stride": 4, "context": 3},
+        training=("segment_length",),
+        always={"context_padding": False, "gelu": False, "norm_starts": 999, "dconv_mode": 0},
     ),
 }
 # fmt: on
@@ -84,7 +110,10 @@ def describe(published: Published, where: str) -> Description | None:
     settings = {known.names.get(name, name): plain(v) for name, v in arguments.items() if name not in skipped}
     if settings.get("cac"):
         settings["wiener_iterations"] = 0  # complex spectrograms are never filtered, whatever the argument says
+    settings |= known.always
     traits = {ours: plain(arguments[theirs]) for theirs, ours in TRAITS.items() if arguments[theirs] is not None}
+    if isinstance(traits.get("sources"), int):
+        del traits["sources"]  # demucs v1 says how many there are, not which
     dropped = tuple(name[:40] for name in given if name not in known.defaults)
     return Description(known.architecture, settings, traits, dropped)
 

@@ -1,0 +1,99 @@
+"""The catalog: what it holds, what it refuses, and the names that lead to it."""
+
+from pathlib import Path
+
+import pytest
+
+from sepcli.errors import ModelError
+from sepcli.weights.catalog import all_files, as_table, catalog, find, read_catalog, read_entry, total_parameters
+
+GOOD = """
+[one]
+architecture = "umx.OpenUnmix"
+sources = ["a"]
+sample_rate = 8000
+segment = 1.0
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "weights.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_name_its_alias_and_what_comes_near_it() -> None:
+    assert find("hdemucs") is find("hdemucs_mmi")
+    with pytest.raises(ModelError, match="unknown model 'hdemuks'") as error:
+        find("hdemuks")
+    assert "hdemucs" in error.value.hint
+    with pytest.raises(ModelError) as error:
+        find("zzzz")
+    assert "models list" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [("mdx_q", "mdx"), ("mdx_extra_q", "mdx_extra"), ("6b9c2ca1", "0d19c1c6"), ("demucs_quantized", "demucs")],
+)
+def test_a_quantised_model_is_refused_and_its_twin_named(name: str, twin: str) -> None:
+    with pytest.raises(ModelError, match="diffq") as error:
+        find(name)
+    assert error.value.hint.startswith(f"use {twin}")
+
+
+def test_every_name_is_one_models_and_every_bag_has_its_members() -> None:
+    entries = catalog()
+    names = [name for entry in entries.values() for name in (entry.name, *entry.alias, *entry.quantised)]
+    assert len(names) == len(set(names))
+    for entry in entries.values():
+        for vote in entry.bag:
+            assert not find(vote.model).bag
+            assert len(vote.weights) in (0, len(find(vote.model).sources))
+        assert entry.parameters > 0 or entry.bag
+        assert entry.about
+        assert entry.paper or entry.bag or not entry.architecture
+
+
+def test_a_bags_files_and_parameters_are_its_members() -> None:
+    bag = find("mdx")
+    assert len(all_files(bag)) == 4
+    assert total_parameters(bag) == 2 * 88_984_040 + 83_607_872 + 83_884_248
+
+
+def test_an_entry_goes_through_a_checkpoints_metadata_and_back() -> None:
+    for entry in catalog().values():
+        if not entry.bag:
+            again = read_entry(entry.name, as_table(entry), "there")
+            assert (again.settings, again.sources, again.level) == (
+                dict(entry.settings),
+                entry.sources,
+                dict(entry.level),
+            )
+            assert again.training == dict(entry.training)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + "sorces = []", "unknown key 'sorces'"),
+        (GOOD + 'files = [{ url = "x", sha = "y" }]', "unknown key 'sha'"),
+        (GOOD + 'files = [{ sha256 = "y" }]', "needs a url"),
+        (GOOD.replace("segment = 1.0", ""), "needs architecture, sources, sample_rate and segment"),
+        ("one = 3", "must be a table"),
+        ("[one", "cannot be read as a catalog"),
+    ],
+)
+def test_what_a_catalog_cannot_be_is_told_with_file_table_and_key(tmp_path: Path, text: str, words: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ModelError, match=words.split("'")[0].strip()) as error:
+        read_catalog(path)
+    assert str(path) in str(error.value)
+    assert words in str(error.value)
+
+
+def test_the_users_own_catalog_comes_after_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEPCLI_CACHE", str(tmp_path))
+    written(tmp_path, GOOD + GOOD.replace("[one]", "[hdemucs_mmi]"))
+    assert find("one").sample_rate == 8000
+    assert find("hdemucs_mmi").sample_rate == 44100, "a shipped name keeps its meaning"
