@@ -147,7 +147,7 @@ def test_candidates_of_a_published_bag_have_its_weights_and_segment() -> None:
     assert len(found) == 4
     assert found["c511e2ab"].votes == {"drums": 1, "bass": 0, "other": 1, "vocals": 1}
     assert found["7ecf8ec1"].votes == {"drums": 0, "bass": 1, "other": 0, "vocals": 0}
-    assert {c.segment for c in found.values()} == {44}
+    assert {c.segment or catalog.find(c.model).segment for c in found.values()} == {44}
 
 
 def test_a_network_listed_twice_runs_once_with_both_weights(tmp_path: Path) -> None:
