@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -48,8 +49,9 @@ def read(path: Path) -> Published:
     """Read a file of weights by what it is, whatever its suffix.
 
     safetensors (ours, demucs 4.1.0's, plain); torch.save's zip and the stream from before torch 1.6, also inside gzip
-    or zlib, holding a state dict, a demucs package, a demucs tuple, or an asteroid dict; NNabla's HDF5. Raises
-    ModelError for anything else, for what is damaged, and for what would have to be executed, naming it.
+    or zlib, holding a state dict, a demucs package, a demucs tuple, or an asteroid dict; NNabla's HDF5, alone or
+    several in a zip. Raises ModelError for anything else, for what is damaged, and for what would have to be executed,
+    naming it.
     """
     try:
         size = path.stat().st_size
@@ -64,6 +66,8 @@ def read(path: Path) -> Published:
             if begin[:2] == b"\x1f\x8b" or (begin[:1] == b"\x78" and int.from_bytes(begin[:2], "big") % 31 == 0):
                 with inflated(file, size) as (inner, length):
                     return unpack(pickled(inner, length))
+            if begin[:4] == b"PK\x03\x04" and (members := hdf5_members(file)):
+                return hdf5_zip(file, size, members)
             return unpack(pickled(file, size))
     except legacy.Quantised as error:
         what = f"{path} holds weights quantised with diffq, which are not supported"
@@ -148,6 +152,36 @@ def hdf5(file: IO[bytes], size: int) -> Published:
                 raise legacy.Refused(f"a dataset {name[:80]!r} that is no plain numbers")
             tensors[name] = torch.from_numpy(dataset[()].astype(dataset.dtype.newbyteorder("="))).clone()
     return Published(widened(tensors))
+
+
+def hdf5_members(file: IO[bytes]) -> list[zipfile.ZipInfo]:
+    """The HDF5 files in a zip, by their suffix."""
+    with zipfile.ZipFile(file) as archive:
+        members = [
+            info for info in archive.infolist() if info.filename.endswith(".h5") and "__MACOSX" not in info.filename
+        ]
+    file.seek(0)
+    return members
+
+
+def hdf5_zip(file: IO[bytes], size: int, members: list[zipfile.ZipInfo]) -> Published:
+    """A zip of HDF5 files, as NNabla's D3Net is published: the datasets of all of them, no name in two."""
+    limit = min(INFLATED, 200 * size + 64 * 2**20)
+    tensors: dict[str, Tensor] = {}
+    with zipfile.ZipFile(file) as archive:
+        if sum(info.file_size for info in members) > limit:
+            raise legacy.Refused(f"more than {limit} bytes inside {size}")
+        for info in members:
+            with tempfile.TemporaryFile() as inner:
+                with archive.open(info) as member:
+                    shutil.copyfileobj(member, inner)  # zipfile stops at the size that the record says
+                length = inner.tell()
+                inner.seek(0)
+                more = hdf5(inner, length).tensors
+            if both := tensors.keys() & more.keys():
+                raise legacy.Refused(f"{min(both)[:80]!r} in two of its files")
+            tensors |= more
+    return Published(tensors)
 
 
 def decoded(value: Any) -> Any:

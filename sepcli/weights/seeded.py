@@ -21,8 +21,9 @@ def fill(network: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
     slopes) lie around 0.25; scales (one axis, `weight` or `scale`) around 1 and 0.3; biases and running means around
     0; running variances in 0.5 to 1.5. So that no branch is near zero and no norm is the identity.
     """
+    kept = network.state_dict().keys()
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if not tensor.is_floating_point() or name not in network.state_dict():
+        if not tensor.is_floating_point() or name not in kept:
             continue
         values = seeded(name, tensor.shape, seed)
         last = name.rsplit(".", 1)[-1]

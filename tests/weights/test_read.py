@@ -1,10 +1,12 @@
 """Every published form gives the tensors that went in, and nothing but plain data beside them."""
 
 import json
+import zipfile
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -168,3 +170,24 @@ def test_the_published_cws_file_is_read_as_torch_reads_it(shared: Path) -> None:
     found = read(path).tensors
     assert len(found) == 500
     assert same(found, dict(torch.load(path, weights_only=True)))
+
+
+def test_a_zip_of_hdf5_files_gives_the_datasets_of_all(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    values = {"vocals": np.arange(6, dtype=np.float32).reshape(2, 3), "drums": np.ones(4, np.float32)}
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for source, value in values.items():
+            with h5py.File(tmp_path / f"{source}.h5", "w") as file:
+                file[f"{source}/W"] = value
+            archive.write(tmp_path / f"{source}.h5", f"folder/{source}.h5")
+        archive.writestr("folder/README.txt", "about")
+    tensors = read(tmp_path / "x.zip").tensors
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "vocals/W": values["vocals"].tolist(),
+        "drums/W": values["drums"].tolist(),
+    }
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        for name in ("a.h5", "b.h5"):
+            archive.write(tmp_path / "drums.h5", name)
+    with pytest.raises(ModelError, match="drums/W"):
+        read(tmp_path / "twice.zip")
