@@ -121,6 +121,21 @@ def all_files(entry: Entry) -> list[FileSpec]:
     return [file for name in dict.fromkeys(vote.model for vote in entry.bag) for file in find(name).files]
 
 
+def require_weights(entry: Entry) -> None:
+    """Refuse an entry without published weights. Raises ModelError naming one that has them, and how to train it."""
+    if entry.downloadable:
+        return
+
+    def distance(other: Entry) -> tuple[bool, bool, bool]:
+        same_sources = set(other.sources) == set(entry.sources)
+        return other.architecture != entry.architecture, other.paper != entry.paper, not same_sources
+
+    others = [other for other in catalog().values() if other.downloadable and not other.bag]
+    train = f"train it with `sepcli train --model {entry.name}`"
+    hint = f"use {min(others, key=distance).name}, or {train}" if others else train
+    raise ModelError(f"{entry.name} has no published weights", hint)
+
+
 def cache_folder() -> Path:
     """Where downloaded weights and the user's own catalog lie."""
     if own := os.environ.get("SEPCLI_CACHE"):

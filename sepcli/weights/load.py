@@ -89,9 +89,7 @@ def from_catalog(
     """Entry, tensors under our names, and digest of a model of the catalog. Raises ModelError."""
     if entry.bag:
         raise ModelError(f"{entry.name} is a bag of {', '.join(vote.model for vote in entry.bag)}, not one network")
-    if not entry.files:
-        what = f"{entry.name} has no published weights"
-        raise ModelError(what, f"train it with `sepcli train --model {entry.name}`, or see `sepcli models list`")
+    catalog.require_weights(entry)
     if not offline and any(is_remote(spec.url) and cached(spec) is None for spec in entry.files):
         notice(f"{entry.name}: downloading its weights; their licence: {entry.licence or 'none stated'}")
     tensors: dict[str, Tensor] = {}

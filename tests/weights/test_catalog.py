@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from sepcli.errors import ModelError
-from sepcli.weights.catalog import all_files, as_table, catalog, find, read_catalog, read_entry, total_parameters
+from sepcli.weights.catalog import (
+    all_files,
+    as_table,
+    catalog,
+    find,
+    read_catalog,
+    read_entry,
+    require_weights,
+    total_parameters,
+)
 
 GOOD = """
 [one]
@@ -97,3 +106,13 @@ def test_the_users_own_catalog_comes_after_ours(tmp_path: Path, monkeypatch: pyt
     written(tmp_path, GOOD + GOOD.replace("[one]", "[hdemucs_mmi]"))
     assert find("one").sample_rate == 8000
     assert find("hdemucs_mmi").sample_rate == 44100, "a shipped name keeps its meaning"
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("cde-htcn", "hdemucs_mmi"), ("cws-unet", "cws-mdensenet"), ("multiband-m6", "multiband-m1")]
+)
+def test_without_published_weights_the_nearest_that_has_them_is_named(name: str, other: str) -> None:
+    with pytest.raises(ModelError, match=f"{name} has no published weights") as error:
+        require_weights(find(name))
+    assert error.value.hint == f"use {other}, or train it with `sepcli train --model {name}`"
+    require_weights(find("mdx"))
