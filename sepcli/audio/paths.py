@@ -16,7 +16,7 @@ AUDIO_SUFFIXES = frozenset(
     )
     for name in line.split()
 )
-FIELDS = ("model", "reldir", "track", "stem", "ext", "index")
+FIELDS = ("model", "reldir", "track", "trackext", "stem", "ext", "index")
 TEMPLATE = "{model}/{reldir}/{track}/{stem}.{ext}"
 
 _HERE = PurePath()
@@ -103,6 +103,7 @@ def output_path(
     track: str,
     stem: str,
     ext: str,
+    trackext: str = "",
     index: int = 1,
 ) -> Path:
     """Where a stem goes: `template` filled in, below `out`.
@@ -111,7 +112,8 @@ def output_path(
     it is empty. Raises UsageError for an unknown field, and where the result would not lie below `out`.
     """
     check_template(template)
-    values = {name: _clean(text) for name, text in (("model", model), ("track", track), ("stem", stem), ("ext", ext))}
+    named = (("model", model), ("track", track), ("trackext", trackext), ("stem", stem), ("ext", ext))
+    values = {name: _clean(text) for name, text in named}
     values["index"] = str(index)
     values["reldir"] = "/".join(_clean(part) for part in PurePath(reldir).parts if part not in ("", ".", "/"))
     filled = "".join(text + ("" if name is None else values[name]) for text, name in _parts(template))

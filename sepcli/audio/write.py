@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -18,6 +17,8 @@ import numpy.typing as npt
 import soundfile
 
 from sepcli.audio.blocks import BLOCK, Block
+from sepcli.audio.cover import add_cover
+from sepcli.audio.hidden import hidden_folder
 from sepcli.audio.read import MAX_CHANNELS, MAX_RATE, TAGS, VORBIS_ORDER
 from sepcli.errors import AudioError, UsageError
 
@@ -196,9 +197,11 @@ class _Stem:
                 self.sound.write(block)
         short.unlink()
 
-    def finish(self, frames: int) -> None:
-        """Close, read the length again, and have it on the disk."""
+    def finish(self, frames: int, cover: bytes) -> None:
+        """Close, add the picture, read the length again, and have it on the disk."""
         self.sound.close()
+        if cover:
+            add_cover(self.path, cover, self.tags)
         with soundfile.SoundFile(self.path) as sound:
             if (sound.frames, sound.samplerate, sound.channels) != (frames, self.rate, self.channels):
                 raise OSError(errno.EIO, f"{sound.frames:,} of {frames:,} frames arrived on the disk")
@@ -244,12 +247,15 @@ def write_set(
     clip: str = "common",
     seed: int = 0,
     tags: Mapping[str, str] = MappingProxyType({}),
+    cover: bytes = b"",
     sidecar: Callable[[Written], tuple[Path, bytes]] | None = None,
+    hidden_in: Path | None = None,
 ) -> Written:
     """Write the stems of a song, whose blocks (frames, channels) come in step, to `targets`: all of them, or none.
 
-    They are made in a hidden folder beside the first target, checked, and moved into place one by one, the sidecar
-    last. Whatever stops it, what stood there before stands there afterwards.
+    They are made in a hidden folder in `hidden_in`, else beside the first target, checked, and moved into place one by
+    one, the sidecar last. Whatever stops it, what stood there before stands there afterwards. `cover`, a picture, goes
+    into the formats that have a place for it.
 
     `clip` says what happens beyond full scale where the format clips: "common" lowers all stems of the song by the same
     gain, "rescale" each by its own, "none" lets them saturate. "clamp" saturates in 32-bit float too. The gain is known
@@ -261,7 +267,8 @@ def write_set(
     if clip not in CLIPS:
         raise UsageError(f"clip {clip!r} is not one of {', '.join(CLIPS)}")
     check_format(format, sample_rate, channels)
-    with _hidden_folder(list(targets.values())) as hidden, ExitStack() as open_files:
+    parent = hidden_in or next(iter(targets.values())).parent
+    with _hidden_folder(parent, list(targets.values())) as hidden, ExitStack() as open_files:
         told = partial(_told, hidden.parent)
         peaks = dict.fromkeys(targets, 0.0)
         gains = dict.fromkeys(targets, 1.0)
@@ -286,7 +293,7 @@ def write_set(
             raise AudioError(f"{next(iter(targets.values()))}: there is no sound to write (0 frames)")
         for stem in stems.values():
             with told():
-                stem.finish(frames)
+                stem.finish(frames, cover)
         common = max(gains.values()) if clip != "rescale" else gains
         sizes = {stem: stems[stem].path.stat().st_size for stem in targets}
         written = Written(common, frames, peaks, dict(targets), sizes)
@@ -362,27 +369,26 @@ def _unspooled(paths: Mapping[str, Path], channels: int) -> Iterator[Mapping[str
 
 
 @contextmanager
-def _hidden_folder(targets: Sequence[Path]) -> Iterator[Path]:
-    """A folder `.sepcli-<pid>-<random>` beside the first target, gone afterwards, and the folders of all targets.
+def _hidden_folder(parent: Path, targets: Sequence[Path]) -> Iterator[Path]:
+    """A hidden folder in `parent`, gone afterwards, and the folders of all targets.
 
     After an exception the folders that were made for this set are gone too.
     """
-    above = {folder for target in targets for folder in target.parents}
+    above = {folder for target in targets for folder in target.parents} | {parent, *parent.parents}
     missing = sorted((folder for folder in above if not folder.exists()), key=lambda folder: len(folder.parts))
-    hidden = targets[0].parent / f".sepcli-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        with _told(targets[0].parent):
-            for target in targets:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            hidden.mkdir()
-        yield hidden
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        for folder in reversed(missing):
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-    shutil.rmtree(hidden, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            with _told(parent):
+                for folder in {parent, *(target.parent for target in targets)}:
+                    folder.mkdir(parents=True, exist_ok=True)
+                hidden = stack.enter_context(hidden_folder(parent))
+            yield hidden
+        except BaseException:
+            stack.close()
+            for folder in reversed(missing):
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 def _move(moves: Sequence[tuple[Path, Path]], hidden: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from sepcli import __version__
-from sepcli.cli import console, models, separate
+from sepcli.cli import bench, console, demucs, evaluate, models, separate, train
 from sepcli.errors import SepcliError
 
 app = typer.Typer(
@@ -21,6 +21,13 @@ app = typer.Typer(
 )
 app.command("separate")(separate.separate)
 app.add_typer(models.app, name="models")
+app.add_typer(evaluate.app, name="evaluate")
+
+app.command("bench")(bench.bench)
+app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+
+OWN = ("-h", "--help", "--version", "-q", "--quiet", "-v", "--verbose", "--debug")
+"""Options that come before a command; another one before it is one of `separate`."""
 
 
 @app.callback(invoke_without_command=True)
@@ -40,29 +47,41 @@ def common(
 def main() -> None:
     """Run the command line. The only place that catches everything."""
     console.listen_for_signals()
-    arguments = sys.argv[1:]
-    if arguments and arguments[0] not in ("separate", "models") and Path(arguments[0]).exists():
-        arguments.insert(0, "separate")  # `sepcli song.wav`
-    sys.exit(run(arguments))
+    sys.exit(run(sys.argv[1:]))
+
+
+def understood(arguments: list[str]) -> list[str]:
+    """The arguments as a command of ours: `separate` may be left out, and demucs' spellings are translated.
+
+    Raises UsageError.
+    """
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    first = arguments[0] if arguments else "--help"
+    if first not in commands and (Path(first).exists() or (first.startswith("-") and first not in OWN)):
+        arguments = ["separate", *arguments]  # `sepcli song.wav`
+    if arguments[:1] != ["separate"]:
+        return arguments
+    if "--list-models" in arguments:
+        return ["models", "list"]
+    options = [option for option in commands["separate"].params if not getattr(option, "is_flag", True)]
+    words, notices = demucs.translate(arguments[1:], {name for option in options for name in option.opts})
+    if not {"-q", "--quiet"} & {*words}:
+        for text in notices:
+            console.notice(text)
+    return ["separate", *words]
 
 
 def run(arguments: list[str]) -> int:
     """The exit code of a call."""
     command = typer.main.get_command(app)
     try:
-        return int(command(arguments, prog_name="sepcli", standalone_mode=False) or 0)
+        return int(command(understood(arguments), prog_name="sepcli", standalone_mode=False) or 0)
     except SepcliError as error:
         show(f"{error.what}; {error.hint}" if error.hint else error.what)
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        show("interrupted; finished songs are kept")
-        return 130
-    except console.Terminated:
-        show("terminated; finished songs are kept")
-        return 143
-    except BrokenPipeError:
-        console.close_stdout()
-        return 1
+    except console.Stopped as stopped:
+        show(f"{stopped.word}; finished songs are kept")
+        return stopped.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort of the command line
         if hasattr(error, "format_message"):  # the command line itself is wrong
             show(f"{error.format_message()}; see `sepcli {' '.join(arguments[:1])} --help`".replace("  ", " "))

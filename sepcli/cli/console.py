@@ -43,21 +43,35 @@ Verbose = Annotated[bool, set_state("verbose", "Say more about what is done and 
 Debug = Annotated[bool, set_state("debug", "Show the traceback of an error.", "--debug")]
 
 
-class Terminated(BaseException):
-    """SIGTERM: raised in the main thread, so that whatever is half done is cleaned up on the way out."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM: raised in the main thread, so that whatever is half done is cleaned up on the way out.
+
+    Not KeyboardInterrupt, which Typer catches itself and says nothing of.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+        self.word = "interrupted" if number == signal.SIGINT else "terminated"
 
 
 def listen_for_signals() -> None:
-    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise Terminated
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second one does not disturb the cleaning up
+        raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def result(text: str) -> None:
-    """A result, on stdout at once, whatever characters a path holds."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-    sys.stdout.buffer.flush()
+    """A result, on stdout at once, whatever characters a path holds. Where nobody reads it any more, work goes on."""
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        close_stdout()
 
 
 def document(value: dict[str, Any]) -> None:
@@ -134,7 +148,8 @@ class Meter:
         self.began = self.told = time.monotonic()
         self.task: TaskID | None = None
         if bar.progress is not None:
-            self.task = bar.progress.add_task(shortened(printable(label)), total=None, speed="")
+            width = max(8, min(32, bar.progress.console.width - 30))  # the figures come first where it is narrow
+            self.task = bar.progress.add_task(shortened(printable(label), width), total=None, speed="")
 
     def __call__(self, done: float, total: float | None) -> None:
         now = time.monotonic()

@@ -9,12 +9,14 @@ import typer
 
 from sepcli.cli import console
 from sepcli.errors import ModelError, SepcliError, UsageError
-from sepcli.weights import fetch
-from sepcli.weights.catalog import Entry, all_files, catalog, find, total_parameters
+from sepcli.weights import fetch, own
+from sepcli.weights.catalog import Entry, FileSpec, all_files, catalog, find, total_parameters
 
 app = typer.Typer(
     help="List, show, download, check, remove and add models.", no_args_is_help=True, rich_markup_mode=None
 )
+
+HEADINGS = ("MODEL", "STEMS", "PARAMETERS", "DOWNLOAD", "STATUS", "SCORE", "LICENCE", "ARCHITECTURE", "PAPER", "ABOUT")
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names as `sepcli models list` shows them.")]
 
@@ -31,7 +33,7 @@ def list_models(
     if json:
         console.document({"models": [summary(entry) for entry in entries.values()]})
         return
-    rows: list[tuple[str, ...]] = [("MODEL", "STEMS", "PARAMETERS", "DOWNLOAD", "STATUS", "SCORE", "ABOUT")]
+    rows: list[tuple[str, ...]] = [HEADINGS]
     rows += [row(entry) for entry in entries.values()]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]) - 1)]
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
@@ -108,12 +110,20 @@ def verify(
     _verbose: console.Verbose = False,
     _debug: console.Debug = False,
 ) -> None:
-    """Compare the digests of cached files with the published ones."""
-    entries = [find(name) for name in names] if names else [e for e in catalog().values() if e.files]
+    """Prove an installation: digests of the files that are here, and each network against stored numbers.
+
+    A network is filled with seeded weights, run on a seeded sound, and compared with what it gave where its parity with
+    the public code was proven. Without names: every file in the cache, every architecture.
+    """
+    entries = [find(name) for name in names] if names else list(catalog().values())
     bad = checked = 0
     for entry in entries:
-        for file in needed_files(entry):
-            if not names and not fetch.cached(file):
+        for file in all_files(entry) if not entry.bag or names else ():
+            if not here(file):
+                if names:
+                    console.notice(
+                        f"{entry.name}: {file.name} is not here; `sepcli models pull {entry.name}` brings it"
+                    )
                 continue
             checked += 1
             try:
@@ -121,10 +131,41 @@ def verify(
             except SepcliError as error:
                 bad += 1
                 console.error(str(error))
-    if not checked:
+    if not checked and not names:
         console.notice("no model is in the cache; `sepcli models pull NAME` brings one")
-    if bad:
+    if bad + verify_numbers(entries):
         raise typer.Exit(ModelError.exit_code)
+
+
+def verify_numbers(entries: list[Entry]) -> int:
+    """Compare the architectures of entries with their stored numbers; how many differ too much."""
+    from sepcli.weights.parity import BOUND, difference
+
+    bad = 0
+    single = [find(vote.model) for entry in entries for vote in entry.bag] + [e for e in entries if not e.bag]
+    for architecture, entry in {entry.architecture: entry for entry in single}.items():
+        found = difference(entry)
+        if found is None:
+            console.notice(f"{architecture}: no numbers are stored for it")
+        elif found <= BOUND:
+            console.result(f"{architecture}  numbers differ by {found:.0e} of their rms, allowed {BOUND:.0e}")
+        else:
+            bad += 1
+            console.error(f"{architecture}: numbers differ by {found:.1e} of their rms, allowed {BOUND:.0e}")
+    return bad
+
+
+@app.command()
+def add(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, or the folder of a run.")],
+    name: Annotated[str, typer.Option(help="What it is to be called.")],
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Give a file of weights a name in your own catalogue; the file stays where it is."""
+    entry = own.add(path, name)
+    console.result(f"{entry.name}  {entry.architecture}  {', '.join(entry.sources)}  {entry.files[0].url}")
 
 
 @app.command()
@@ -134,14 +175,22 @@ def remove(
     _verbose: console.Verbose = False,
     _debug: console.Debug = False,
 ) -> None:
-    """Remove the files of models from the cache."""
+    """Remove the files of models from the cache, and names from your own catalogue."""
     for name in names:
         entry = find(name)
+        if own.remove(name):
+            console.result(f"{name}  (its file stays at {entry.files[0].url})")
+            continue
         gone = [path for file in needed_files(entry) if (path := fetch.remove(file)) is not None]
         if not gone:
             console.notice(f"{entry.name}: nothing of it was in the cache")
         for path in gone:
             console.result(str(path))
+
+
+def here(file: FileSpec) -> bool:
+    """Whether a file is on this machine, as far as its address says."""
+    return fetch.cached(file) is not None if fetch.is_remote(file.url) else True
 
 
 def needed_files(entry: Entry) -> list[Any]:
@@ -186,7 +235,12 @@ def row(entry: Entry) -> tuple[str, ...]:
     size = f"{facts['bytes'] / 1e6:.0f} MB" if facts["bytes"] else "-"
     name = f"{entry.name} ({', '.join(entry.alias)})" if entry.alias else entry.name
     stems, parameters = ",".join(facts["sources"]), f"{facts['parameters'] / 1e6:.1f} M"
-    return name, stems, parameters, size, entry.status, score(entry), entry.about
+    licence = console.shortened(facts["licence"] or "none stated", 40)
+    paper = f"{facts['paper'].get('id', '-')} ({facts['paper'].get('year', '-')})" if facts["paper"] else "-"
+    return (
+        *(name, stems, parameters, size, entry.status, score(entry)),
+        *(licence, facts["architecture"], paper, entry.about),
+    )
 
 
 def score(entry: Entry) -> str:

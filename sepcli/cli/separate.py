@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sepcli.cli import console
-from sepcli.errors import AudioError, ModelError, UsageError
-from sepcli.weights.catalog import find
-from sepcli.weights.votes import candidates, is_path
+from sepcli.errors import AudioError, SepcliError, UsageError
 
 if TYPE_CHECKING:
     from sepcli.audio.paths import Found
     from sepcli.inference.bag import Bag
     from sepcli.inference.files import Plan
+    from sepcli.inference.forecast import Outlook
 
 TEMPLATE = "{model}/{reldir}/{track}/{stem}.{ext}"
 
@@ -96,6 +96,9 @@ def separate(
     licence: Annotated[
         Literal["any", "commercial"], typer.Option(help="commercial: refuse weights whose terms do not allow that.")
     ] = "any",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done with each input, and what it would take.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document a line for each input, on stdout.")] = False,
     progress: Annotated[
         Literal["auto", "json"], typer.Option(help="auto: a bar on a terminal; json: one event a line on stderr.")
@@ -109,7 +112,7 @@ def separate(
     The stems of a song lie in separated/MODEL/SONG/ and have its sample rate, length and channels.
     """
     from sepcli.audio.paths import clashes, find_songs
-    from sepcli.inference.files import Plan, check_plan, loader, stem_path
+    from sepcli.inference.files import Plan, check_plan, loader
 
     console.state.progress = progress
     plan = Plan(
@@ -140,16 +143,15 @@ def separate(
         bag_weights=bag_weights,
         offline=offline,
         require_digest=require_digest,
+        licence=licence,
     )
     check_plan(plan)
-    if licence == "commercial":
-        check_licences(model)
     songs, problems = find_songs([*(inputs or []), *listed(input_list)], recursive)
-    if not songs and not problems:
-        raise UsageError("no input", "name songs or folders, see `sepcli separate --help`")
-    clashes((found.path, [stem_path(found, index, plan, "stem", container)]) for index, found in enumerate(songs, 1))
+    clashes((found.path, outputs(found, index, plan)) for index, found in enumerate(songs, 1))
     if container != "wav":
         check_formats(songs, plan)
+    if dry_run:
+        raise typer.Exit(tell_all(songs, problems, plan, as_json=json))
     load = loader(plan, console.notice, console.downloads)
     raise typer.Exit(separate_all(songs, problems, plan, load, as_json=json))
 
@@ -187,23 +189,75 @@ def separate_all(
                 record = separate_song(found, index, plan, load, notice=console.notice, progress=meter)
         except AudioError as error:
             record = Record(str(found.path), plan.model, error=str(error))
+        except SepcliError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one song, whatever is wrong with it, never stops the others
+            if console.state.debug:
+                traceback.print_exc()
+            what = f"{found.path}: {type(error).__name__}: {error}; this is a fault of sepcli: please report it"
+            record = Record(str(found.path), plan.model, error=what)
         tell(record)
-        if record.speed:
+        if record.status == "skipped":
+            console.detail(f"{found.path}: finished already")
+        elif record.speed:
             console.detail(f"{found.path}: {record.seconds:.1f} s of song at {record.speed:.2f} times real time")
     return 1 if failed else 0
+
+
+def tell_all(songs: "Sequence[Found]", problems: Iterable[AudioError], plan: "Plan", *, as_json: bool) -> int:
+    """--dry-run: what would be done with each input. Returns the exit code that the real call would begin with."""
+    from sepcli.inference.forecast import Outlook, outlook
+
+    plans = [Outlook(str(problem), plan.model, "failed", error=str(problem)) for problem in problems]
+    for index, found in enumerate(songs, 1):
+        try:
+            plans.append(outlook(found, index, plan))
+        except AudioError as error:
+            plans.append(Outlook(str(found.path), plan.model, "failed", error=str(error)))
+    for one in plans:
+        if one.error:
+            console.error(one.error)
+        if as_json:
+            console.document(one.document())
+        elif not one.error:
+            console.result(told(one))
+            for path in one.stems.values():
+                console.result(f"  {path}")
+    return 1 if any(one.error for one in plans) else 0
+
+
+def told(plan: "Outlook") -> str:
+    """One line of --dry-run."""
+    if plan.status == "skipped":
+        return f"{plan.input}: finished already"
+    pieces = "an unknown number of pieces" if plan.segments is None else f"{plan.segments} pieces"
+    takes = [f"{plan.memory / 1e9:.1f} GB of memory"] if plan.memory is not None else []
+    if plan.seconds is not None:
+        takes.append(f"{plan.seconds:.0f} s" if plan.seconds < 100 else f"{plan.seconds / 60:.0f} min")
+    about = f", about {' and '.join(takes)}" if takes else ""
+    return f"{plan.input}: {plan.model} on {plan.device}, {pieces}{about}"
+
+
+def outputs(found: "Found", index: int, plan: "Plan") -> list[Path]:
+    """Where the stems of a song go, as far as that is known before the model is loaded."""
+    from sepcli.inference.files import sources_of, stem_path, stems_of
+
+    sources = sources_of(plan)
+    names = ["stem"] if sources is None else list(stems_of(plan, sources))
+    return [stem_path(found, index, plan, name, plan.format) for name in names]
 
 
 def check_formats(songs: "Sequence[Found]", plan: "Plan") -> None:
     """Refuse a format that cannot hold the stems of every song, before anything is done. Raises UsageError."""
     from sepcli.audio.read import open_song
-    from sepcli.inference.files import form_of
+    from sepcli.inference.files import finished, form_of
 
-    for found in songs:
+    for index, found in enumerate(songs, 1):
         try:
-            song = open_song(found.path)
+            if finished(found, index, plan) is None:
+                form_of(open_song(found.path), plan)
         except AudioError:
             continue  # it fails when its turn comes
-        form_of(song, plan)
 
 
 def listed(path: Path | None) -> list[Path]:
@@ -215,12 +269,3 @@ def listed(path: Path | None) -> list[Path]:
     except OSError as error:
         raise UsageError(f"--input-list {path}: cannot be read: {error.strerror}") from error
     return [Path(os.fsdecode(line)) for line in lines.splitlines() if line.strip()]
-
-
-def check_licences(models: str) -> None:
-    """Refuse weights whose terms do not allow commercial use, or do not say. Raises ModelError."""
-    for candidate in candidates(models):
-        entry = None if is_path(candidate.model) else find(candidate.model)
-        if entry is None or not entry.commercial:
-            terms = entry.licence if entry else "its terms are not known"
-            raise ModelError(f"{candidate.model}: {terms}", "--licence commercial refuses it; see `sepcli models list`")

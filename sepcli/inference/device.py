@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sepcli.errors import UsageError
+from sepcli.errors import AudioError, UsageError
 from sepcli.models.separator import Separator
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,11 +36,17 @@ def batch_size_for(device: torch.device) -> int:
     return 4 if device.type == "cuda" else 1
 
 
+class TooLong(Exception):  # noqa: N818
+    """A single piece does not fit into memory, and the network's pieces were made shorter: the song begins again."""
+
+
 class Runner:
     """Runs a Separator's forward on a device: windows (B, C, n) on the CPU in, waveforms (B, S, C, n) out.
 
-    Out of memory: the batch is halved for the rest of the run; a single piece that does not fit, or an operator that
-    the device lacks, moves the network to the CPU for the rest of the run. Each is said once through `notice`.
+    Out of memory: the batch is halved for the rest of the run. Where a single piece does not fit, the network's
+    segment is halved, as far as that makes its windows shorter, and TooLong asks for the song to begin again; then
+    the network moves to the CPU, as it does where the device lacks an operator. Each is said once through `notice`,
+    and stands in `limits`.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Runner:
         self.device = device
         self.precision = PRECISIONS[precision]
         self.notice = notice
+        self.limits: list[str] = []
         self.largest = 2**31  # windows that fit in one batch, as far as is known
         self.model = model
         self.move(device)
@@ -80,24 +87,51 @@ class Runner:
                 raise
             if memory and windows.shape[0] > 1:
                 self.largest = windows.shape[0] // 2
-                self.notice(f"{self.device} is out of memory: going on with {self.largest} pieces at a time")
-            elif self.device.type == "cpu":
-                raise
+                self.say(f"{self.device} is out of memory: going on with {self.largest} pieces at a time")
+                shorter = False
             else:
-                self.fall_back(error)
+                shorter = memory and self.shorten()
+                if not shorter and self.device.type == "cpu":
+                    raise AudioError(
+                        f"out of memory, and pieces of {self.model.segment:g} s cannot be shorter", "free some memory"
+                    ) from error
+                if not shorter:
+                    self.fall_back(error)
+        if shorter:
+            raise TooLong
         return self(windows)  # outside the except block, so that the failed attempt's tensors are freed
+
+    def shorten(self) -> bool:
+        """Halve the network's segment, if it keeps a second at least and its windows become shorter by a third."""
+        segment, before = self.model.segment, window(self.model)
+        self.model.segment = segment / 2
+        if segment < 2 or 3 * window(self.model) > 2 * before:
+            self.model.segment = segment
+            return False
+        self.say(f"{self.device} is out of memory: beginning again with pieces of {segment / 2:g} s")
+        return True
 
     def fall_back(self, error: Exception) -> None:
         reason = "is out of memory" if out_of_memory(error) else f"cannot run this network ({first_line(error)})"
-        self.notice(f"{self.device} {reason}: going on with the CPU")
+        self.say(f"{self.device} {reason}: going on with the CPU")
         self.device = torch.device("cpu")
         self.model.to(self.device)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def say(self, text: str) -> None:
+        self.limits.append(text)
+        self.notice(text)
+
+
+def window(model: Separator) -> int:
+    """How many samples a full piece's window has."""
+    return model.piece + sum(model.margins(model.piece))
+
 
 def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def unsupported(error: Exception) -> bool:

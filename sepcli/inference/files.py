@@ -2,26 +2,32 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sepcli import __version__
+from sepcli.audio.hidden import sweep
 from sepcli.audio.paths import TEMPLATE, Found, check_template, output_path, track_name
-from sepcli.errors import AudioError, UsageError
-from sepcli.weights.fetch import digest_of
-from sepcli.weights.votes import candidates, check_source, identity, is_path
+from sepcli.errors import AudioError, ModelError, UsageError
+from sepcli.inference.sidecar import described, digest_of_file, finished_set, key_of
+from sepcli.weights import checkpoint
+from sepcli.weights.catalog import find
+from sepcli.weights.votes import candidates, check_source, identity, is_path, weights_file
 
 if TYPE_CHECKING:
     from sepcli.audio.read import Song
     from sepcli.audio.write import Format, Written
     from sepcli.inference.bag import Bag
+    from sepcli.inference.song import Clip
 
+T = TypeVar("T")
+Notice = Callable[[str], None]
 Progress = Callable[[float, float | None], None]
 
 
@@ -56,6 +62,7 @@ class Plan:
     bag_weights: Path | None = None
     offline: bool = False
     require_digest: bool = False
+    licence: str = "any"
 
     @property
     def model_name(self) -> str:
@@ -90,6 +97,7 @@ class Record:
     warnings: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
+        """The record as plain data."""
         return dataclasses.asdict(self)
 
 
@@ -110,10 +118,14 @@ def check_plan(plan: Plan) -> None:
             raise UsageError("--consistent and --upper-band drop exclude each other", "leave out one of them")
     if plan.bit_depth == "32f" and plan.format not in ("wav",):
         raise UsageError(f"--bit-depth 32f: {plan.format} has no float samples", "use --format wav or --bit-depth 24")
+    if plan.bitrate is not None and plan.format in ("wav", "flac"):
+        raise UsageError(f"--bitrate {plan.bitrate}: {plan.format} is lossless", "use --format mp3, ogg or opus")
     for candidate in candidates(plan.model, plan.bag_weights):
         if candidate.votes:
             for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
                 check_source(name, tuple(candidate.votes), candidate.model)
+    if plan.licence == "commercial":
+        check_licences(plan)
 
 
 def check_numbers(plan: Plan) -> None:
@@ -132,8 +144,40 @@ def check_numbers(plan: Plan) -> None:
         raise UsageError(f"--end {plan.end:g}: must be after --start {plan.start:g}")
 
 
+def check_licences(plan: Plan) -> None:
+    """Refuse weights whose terms do not allow commercial use, or do not say. Raises ModelError."""
+    for candidate in candidates(plan.model, plan.bag_weights):
+        if is_path(candidate.model):
+            table = checkpoint.read_entry(weights_file(candidate.model)) or {}
+            allowed, terms = table.get("commercial") is True, str(table.get("licence") or "its terms are not known")
+        else:
+            entry = find(candidate.model)
+            allowed, terms = entry.commercial, entry.licence or "its terms are not known"
+        if not allowed:
+            raise ModelError(f"{candidate.model}: {terms}", "--licence commercial refuses it; see `sepcli models list`")
+
+
+def sources_of(plan: Plan) -> tuple[str, ...] | None:
+    """The sources of the plan's model, without loading it; None where only the loaded file says them."""
+    candidate = candidates(plan.model, plan.bag_weights)[0]
+    if not is_path(candidate.model):
+        return find(candidate.model).sources
+    table = checkpoint.read_entry(weights_file(candidate.model))
+    return None if table is None else tuple(map(str, table.get("sources", ())))
+
+
+def stems_of(plan: Plan, sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is written of a model with these sources: each stem, and what it is the sum of. Raises UsageError."""
+    for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
+        check_source(name, sources, plan.model)
+    if not plan.two_stems:
+        return {name: (name,) for name in plan.stems or sources}
+    others = tuple(source for source in sources if source != plan.two_stems)
+    return {plan.two_stems: (plan.two_stems,), f"no_{plan.two_stems}": others}
+
+
 def loader(
-    plan: Plan, notice: Callable[[str], None], progress: Callable[[int, int | None], None] | None = None
+    plan: Plan, notice: Notice, progress: Callable[[int, int | None], None] | None = None
 ) -> "Callable[[], Bag]":
     """A function that loads the plan's models at its first call, and gives the same Bag afterwards."""
 
@@ -172,83 +216,198 @@ def separate_song(
     plan: Plan,
     load: "Callable[[], Bag]",
     *,
-    notice: Callable[[str], None] = lambda _: None,
+    notice: Notice = lambda _: None,
     progress: Progress = lambda _done, _total: None,
 ) -> Record:
     """One song to its stems on disk, or the finished set that is there already.
 
     Raises AudioError for the song; UsageError and ModelError when the model is loaded.
     """
-    record = Record(str(found.path), plan.model)
     began = time.monotonic()
     sidecar = sidecar_path(found, index, plan)
-    before = found.path.stat() if found.path.exists() else None
-    source = digest_of_input(found.path) if before and (plan.sidecar or plan.existing == "skip") else ""
-    key = set_key(source, plan)
-    if plan.existing == "skip" and (finished := finished_set(sidecar, key)):
-        record.status, record.gain = "skipped", finished["gain"]
-        record.seconds = finished["frames"] / finished["format"]["sample_rate"]
-        record.stems = {stem: str(sidecar.parent / file["path"]) for stem, file in finished["stems"].items()}
+    sweep(sidecar.parent)
+    if (record := finished(found, index, plan)) is not None:
         return record
 
+    from sepcli.audio.cover import holds_cover, read_cover
     from sepcli.audio.read import open_song
     from sepcli.audio.write import write_set
-    from sepcli.inference.song import Clip, every_source, separate_clip, two_stems
+    from sepcli.inference.song import Clip, separate_clip, until_it_fits
 
     song = open_song(found.path)
+    before = found.path.stat()
     try:
         form, rate = form_of(song, plan)
     except UsageError as error:
         raise AudioError(error.what, error.hint) from error
+    first = round(plan.start * song.sample_rate)
+    last = None if plan.end is None else round(plan.end * song.sample_rate)
+    if song.frames is not None and first >= song.frames:
+        raise AudioError(f"{found.path}: --start {plan.start:g} is beyond its {song.frames / song.sample_rate:.2f} s")
+    clip = Clip(lambda: song.blocks(first, last), song.sample_rate, song.channels, expected(song, first, last))
+    check_disk(found, plan, form, rate, clip, len(stems_of(plan, known)) if (known := sources_of(plan)) else 1)
+
     bag = load()
-    stems = two_stems(bag, plan.two_stems) if plan.two_stems else every_source(bag)
+    stems = stems_of(plan, bag.sources)
     targets = {stem: stem_path(found, index, plan, stem, form.extension) for stem in stems}
     if plan.existing == "error" and (there := [path for path in targets.values() if path.exists()]):
         raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out")
-    first = round(plan.start * song.sample_rate)
-    last = None if plan.end is None else round(plan.end * song.sample_rate)
-    clip = Clip(lambda: song.blocks(first, last), song.sample_rate, song.channels, expected(song, first, last))
-
-    facts = facts_of(key, source, song, plan, bag, form, rate)
+    record = Record(str(found.path), plan.model)
+    facts = facts_of(found, song, plan, bag, form, rate)
 
     def describe(written: "Written") -> tuple[Path, bytes]:
-        after = found.path.stat()
-        assert before is not None
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise AudioError(f"{found.path}: has changed while it was read", "run it again")
-        return sidecar, described(sidecar, facts, written)
+        so_far = {"device": devices_of(bag), "warnings": warnings_of(song, form, rate, plan, bag, written)}
+        return sidecar, described(sidecar, facts | so_far, written)
 
-    blocks = separate_clip(
-        bag,
-        clip,
-        stems,
-        out_rate=rate,
-        upper=plan.upper_band,
-        consistent=form.depth if plan.consistent else None,
-        progress=progress,
-    )
-    written = write_set(
-        blocks,
-        targets,
-        format=form,
-        sample_rate=rate,
-        channels=song.channels,
-        clip="none" if plan.consistent else plan.clip,
-        seed=plan.seed,
-        tags=song.tags,
-        sidecar=describe if plan.sidecar else None,
-    )
+    def write() -> "Written":
+        blocks = separate_clip(
+            bag,
+            clip,
+            stems,
+            out_rate=rate,
+            upper=plan.upper_band,
+            consistent=form.depth if plan.consistent else None,
+            progress=progress,
+        )
+        return write_set(
+            unchanged(blocks, found.path, before),
+            targets,
+            format=form,
+            sample_rate=rate,
+            channels=song.channels,
+            clip="none" if plan.consistent else plan.clip,
+            seed=plan.seed,
+            tags=song.tags,
+            cover=read_cover(song.path) if holds_cover(form.container) else b"",
+            sidecar=describe if plan.sidecar else None,
+            hidden_in=sidecar.parent,
+        )
+
+    try:
+        written = until_it_fits(write)
+    except AudioError as error:
+        raise named(error, found.path) from error
     record.seconds = (clip.frames or 0) / song.sample_rate
     spent = time.monotonic() - began
     record.status, record.gain, record.speed = "done", written.gain, round(record.seconds / spent, 3)
     record.stems = {stem: str(path) for stem, path in written.paths.items()}
-    if rate != song.sample_rate:
-        record.warnings.append(f"written at {rate} Hz: {form.container} does not know {song.sample_rate} Hz")
-    if written.gain != 1.0:
-        record.warnings.append(f"a stem exceeds full scale: written with gain {told(written.gain)}")
+    record.warnings = warnings_of(song, form, rate, plan, bag, written)
     for warning in record.warnings:
-        notice(f"{found.path}: {warning}")
+        if warning not in bag.limits:  # which were said when they came
+            notice(f"{found.path}: {warning}")
     return record
+
+
+def finished(found: Found, index: int, plan: Plan) -> Record | None:
+    """The record of a set that is there already, made from the same input, weights and settings. Raises AudioError."""
+    if plan.existing != "skip":
+        return None
+    sidecar = sidecar_path(found, index, plan)
+    if not sidecar.exists() or (made := finished_set(sidecar, set_key(found, plan))) is None:
+        return None
+    return Record(
+        str(found.path),
+        plan.model,
+        status="skipped",
+        stems={stem: str(sidecar.parent / file["path"]) for stem, file in made["stems"].items()},
+        seconds=made["frames"] / made["format"]["sample_rate"],
+        gain=made["gain"],
+        warnings=made.get("warnings", []),
+    )
+
+
+def set_key(found: Found, plan: Plan) -> str:
+    """A digest of all that decides a set's samples: input, weights, settings. Raises AudioError."""
+    weights = [
+        (
+            candidate.model,
+            [digest_of_file(weights_file(candidate.model))] if is_path(candidate.model) else identity(candidate.model),
+            sorted(candidate.votes.items()),
+            candidate.segment,
+        )
+        for candidate in candidates(plan.model, plan.bag_weights)
+    ]
+    settings = {name: getattr(plan, name) for name in DECIDES}
+    return key_of(digest_of_file(found.path), weights, settings)
+
+
+def check_disk(found: Found, plan: Plan, form: "Format", rate: int, clip: "Clip", stems: int) -> None:
+    """Refuse a song whose stems have no room where they are to go, as far as its length is known. Raises AudioError.
+
+    Where a gain may be needed, the stems wait in float files until it is known.
+    """
+    if clip.frames is None:
+        return
+    samples = math.ceil(clip.frames * rate / clip.sample_rate) * clip.channels
+    size = {"16": 2, "24": 3, "32f": 4}[form.depth] if form.lossless else 0.5
+    spooled = 4 if form.clips and plan.clip in ("common", "rescale") and not plan.consistent else 0
+    needed = int(samples * stems * (size + spooled))
+    folder = next(place for place in [plan.out.absolute(), *plan.out.absolute().parents] if place.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        what = f"{found.path}: its stems want {needed / 2**20:,.0f} MiB on the way, {folder} has {free / 2**20:,.0f}"
+        raise AudioError(what, "free some space, or choose another --out")
+
+
+def unchanged(blocks: Iterable[T], path: Path, before: os.stat_result) -> Iterator[T]:
+    """The blocks; at their end the file must be what it was when it was opened. Raises AudioError."""
+    yield from blocks
+    try:
+        after = path.stat()
+    except OSError as error:
+        raise AudioError(f"{path}: has disappeared while it was read") from error
+    if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
+        raise AudioError(f"{path}: has changed while it was read", "run it again")
+
+
+def named(error: AudioError, path: Path) -> AudioError:
+    """An error that says which song it is about, as one of the network or of the disk does not."""
+    return error if str(path) in error.what else AudioError(f"{path}: {error.what}", error.hint)
+
+
+def facts_of(found: Found, song: "Song", plan: Plan, bag: "Bag", form: "Format", rate: int) -> dict[str, Any]:
+    """What a sidecar tells of a set beside its files, as far as it is known before."""
+    import torch
+
+    settings = {name: getattr(plan, name) for name in DECIDES}
+    return {
+        "key": set_key(found, plan),
+        "input": {
+            "name": song.path.name,
+            "sha256": digest_of_file(found.path),
+            "sample_rate": song.sample_rate,
+            "channels": song.channels,
+        },
+        "model": plan.model,
+        "weights": [
+            {"model": member.name, "sha256": member.digest, "licence": member.licence, "weights": dict(member.weights)}
+            for member in {member.name: member for member in bag.members}.values()
+        ],
+        "settings": settings | {"bag_weights": str(plan.bag_weights) if plan.bag_weights else None},
+        "format": {"container": form.container, "depth": form.depth, "bitrate": form.bitrate, "sample_rate": rate},
+        "threads": torch.get_num_threads(),
+        "versions": {"sepcli": __version__, "torch": torch.__version__},
+    }
+
+
+def devices_of(bag: "Bag") -> str:
+    """Where the networks run: a member may have moved to the CPU."""
+    return ", ".join(dict.fromkeys(str(runner.device) for runner in bag.runners.values()))
+
+
+def warnings_of(song: "Song", form: "Format", rate: int, plan: Plan, bag: "Bag", written: "Written") -> list[str]:
+    """What the user should know of a finished set."""
+    warnings = list(bag.limits)
+    if rate != song.sample_rate:
+        warnings.append(f"written at {rate} Hz: {form.container} does not know {song.sample_rate} Hz")
+    beyond = [stem for stem, peak in written.peaks.items() if peak > 1]
+    if written.gain != 1.0:
+        warnings.append(f"{', '.join(beyond)} beyond full scale: written with gain {told(written.gain)}")
+    elif beyond and not plan.consistent and (form.clips or plan.clip == "clamp"):
+        warnings.append(f"{', '.join(beyond)} beyond full scale: cut off there, as --clip {plan.clip} says")
+    if not form.lossless and plan.bit_depth != "auto":
+        warnings.append(f"--bit-depth has no meaning for {form.container}")
+    return warnings
 
 
 def form_of(song: "Song", plan: Plan) -> "tuple[Format, int]":
@@ -275,6 +434,7 @@ def stem_path(found: Found, index: int, plan: Plan, stem: str, extension: str) -
         model=plan.model_name,
         reldir=found.reldir,
         track=track_name(found.path),
+        trackext=found.path.suffix.removeprefix("."),
         stem=stem,
         ext=extension,
         index=index,
@@ -289,95 +449,6 @@ def sidecar_path(found: Found, index: int, plan: Plan) -> Path:
     own = any("{track}" in part or "{index}" in part for part in folders)
     name = "{stem}.{ext}" if own else "{track}.{stem}.{ext}"
     return stem_path(found, index, dataclasses.replace(plan, filename="/".join([*folders, name])), "stems", "json")
-
-
-def digest_of_input(path: Path) -> str:
-    try:
-        return digest_of(path)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def set_key(source: str, plan: Plan) -> str:
-    """A digest of all that decides a set's samples: the input's digest, the weights, the settings."""
-    weights = [
-        (candidate.model, identity(candidate.model), sorted(candidate.votes.items()), candidate.segment)
-        for candidate in candidates(plan.model, plan.bag_weights)
-    ]
-    settings = {name: getattr(plan, name) for name in DECIDES}
-    return hashlib.sha256(json.dumps([source, weights, settings], sort_keys=True).encode()).hexdigest()
-
-
-def read_sets(sidecar: Path) -> list[dict[str, Any]]:
-    """The sets that a sidecar tells of; none where there is no sidecar, or one that is not ours."""
-    try:
-        sets = json.loads(sidecar.read_text(encoding="utf-8"))["sets"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [record for record in sets if isinstance(record, dict)] if isinstance(sets, list) else []
-
-
-def finished_set(sidecar: Path, key: str) -> dict[str, Any] | None:
-    """The set of this key, if every file of it is there at its size."""
-    for record in read_sets(sidecar):
-        try:
-            files = record["stems"].values()
-            whole = all((sidecar.parent / file["path"]).stat().st_size == file["bytes"] for file in files)
-            if record["key"] == key and whole and {"gain", "frames", "format"} <= record.keys():
-                return record
-        except (OSError, KeyError, TypeError, AttributeError):
-            continue
-    return None
-
-
-def facts_of(key: str, source: str, song: "Song", plan: Plan, bag: "Bag", form: "Format", rate: int) -> dict[str, Any]:
-    """What a sidecar tells of a set beside its files."""
-    import torch
-
-    return {
-        "key": key,
-        "input": {
-            "name": song.path.name,
-            "sha256": source,
-            "sample_rate": song.sample_rate,
-            "channels": song.channels,
-        },
-        "model": plan.model,
-        "weights": [
-            {"model": member.name, "sha256": member.digest, "licence": member.licence, "weights": member.weights}
-            for member in {member.name: member for member in bag.members}.values()
-        ],
-        "settings": {name: getattr(plan, name) for name in DECIDES},
-        "format": {"container": form.container, "depth": form.depth, "bitrate": form.bitrate, "sample_rate": rate},
-        "device": str(bag.device),
-        "threads": torch.get_num_threads(),
-        "versions": {"sepcli": __version__, "torch": torch.__version__},
-    }
-
-
-def described(sidecar: Path, facts: Mapping[str, Any], written: "Written") -> bytes:
-    """The sidecar's text: this set's record, and those of other sets beside it whose files it does not replace."""
-    files = {
-        stem: {"path": str(path.relative_to(sidecar.parent)), "bytes": written.bytes[stem]}
-        for stem, path in written.paths.items()
-    }
-    taken = {file["path"] for file in files.values()}
-    others = [record for record in read_sets(sidecar) if not taken & files_of(record)]
-    record = {
-        **facts,
-        "stems": files,
-        "frames": written.frames,
-        "peaks": written.peaks,
-        "gain": written.gain,
-    }
-    text = json.dumps({"schema": 1, "sets": [*others, record]}, indent=1, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8", "surrogateescape")
-
-
-def files_of(record: Mapping[str, Any]) -> set[str]:
-    stems = record.get("stems")
-    files = stems.values() if isinstance(stems, dict) else ()
-    return {str(file.get("path")) for file in files if isinstance(file, dict)}
 
 
 def expected(song: "Song", first: int, last: int | None) -> int | None:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from sepcli.audio.resample import resample
 from sepcli.errors import AudioError, UsageError
 from sepcli.inference import remainder
 from sepcli.inference.bag import Bag, Loudness
+from sepcli.inference.device import TooLong
 from sepcli.inference.stream import reblock
 from sepcli.weights.votes import check_source
 
+T = TypeVar("T")
 Stems = Mapping[str, Sequence[str]]
 """What is written: each stem's name, and the sources that it is the sum of."""
 
@@ -140,11 +142,20 @@ def separate_array(
         frames.shape[1],
         len(frames),
     )
-    blocks = list(separate_clip(bag, clip, every_source(bag), progress=progress))
+    blocks = until_it_fits(lambda: list(separate_clip(bag, clip, every_source(bag), progress=progress)))
     joined = {name: np.concatenate([block[name] for block in blocks]).T for name in bag.sources}
     if isinstance(mixture, Tensor):
         return {name: torch.from_numpy(np.ascontiguousarray(stem)).to(mixture) for name, stem in joined.items()}
     return joined
+
+
+def until_it_fits(job: Callable[[], T]) -> T:
+    """What a job gives, done again as often as a network's pieces become shorter for want of memory."""
+    while True:
+        try:
+            return job()
+        except TooLong:
+            continue
 
 
 def model_blocks(bag: Bag, clip: Clip) -> Iterator[list[Block]]:

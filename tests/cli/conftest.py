@@ -43,7 +43,8 @@ def sepcli(
         monkeypatch.setattr(console, "state", console.State())
         words = [str(argument) for argument in arguments]
         if words[0] not in ("models", "--version", "--help"):
-            words = ["separate", *([] if "--model" in words else ["--model", str(weights)]), *words]
+            named = {"--model", "-n", "--name", "-s", "--sig"} & {word.partition("=")[0] for word in words}
+            words = ["separate", *([] if named else ["--model", str(weights)]), *words]
         capfdbinary.readouterr()
         code = run(words)
         taken = capfdbinary.readouterr()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepcli.errors import UsageError
-from sepcli.inference.device import Runner, choose
+from sepcli.errors import AudioError, UsageError
+from sepcli.inference.device import Runner, TooLong, choose
 from sepcli.models.separator import Estimate, Separator
 
 TRAITS = {"sources": ["a"], "channels": 2, "sample_rate": 1000, "segment": 1.0, "level": {}}
@@ -84,6 +84,38 @@ def test_a_single_piece_that_does_not_fit_goes_to_the_cpu() -> None:
     run = runner(model, "mps", told)
     assert run(torch.ones(1, 2, 10)).shape == (1, 1, 2, 10)
     assert told == ["mps is out of memory: going on with the CPU"]
+
+
+def test_a_piece_that_does_not_fit_is_made_shorter_before_the_cpu_is_taken() -> None:
+    told: list[str] = []
+    model = Faulty(torch.OutOfMemoryError("CUDA out of memory"), lambda m: m.segment > 2)
+    model.segment = 8.0
+    run = runner(model, "mps", told)
+    for segment in (4.0, 2.0):
+        with pytest.raises(TooLong):
+            run(torch.ones(1, 2, 10))
+        assert model.segment == segment
+    assert run(torch.ones(1, 2, 10)).shape == (1, 1, 2, 10)
+    assert told == run.limits
+    assert [text.rsplit(" ", 2)[1] for text in told] == ["4", "2"]
+    assert run.device.type == "mps"
+
+
+def test_a_network_of_one_length_is_not_made_shorter_and_goes_to_the_cpu() -> None:
+    told: list[str] = []
+    model = Faulty(torch.OutOfMemoryError("CUDA out of memory"), lambda m: len(m.places) == 1)
+    model.segment = 8.0
+    model.margins = lambda length: (0, 8000 - length)  # type: ignore[method-assign]
+    run = runner(model, "mps", told)
+    assert run(torch.ones(1, 2, 10)).shape == (1, 1, 2, 10)
+    assert model.segment == 8.0
+    assert told == ["mps is out of memory: going on with the CPU"]
+
+
+def test_out_of_memory_on_the_cpu_at_last_fails_the_song_in_one_line() -> None:
+    model = Faulty(RuntimeError("DefaultCPUAllocator: can't allocate memory"), lambda m: True)
+    with pytest.raises(AudioError, match=r"out of memory, and pieces of 1 s cannot be shorter"):
+        runner(model, "cpu", [])(torch.ones(1, 2, 10))
 
 
 def test_a_fault_of_the_network_itself_is_not_hidden() -> None:

@@ -1,0 +1,1 @@
+"""Training: recipes, songs with stems, augmentation, losses, the loop."""

@@ -1,0 +1,409 @@
+"""The loop: it learns, it goes on as if nothing had happened, it keeps what is good."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sepcli import models
+from sepcli.errors import ModelError, SepcliError, UsageError
+from sepcli.models.separator import Separator
+from sepcli.training import fit as loop
+from sepcli.training import session
+from sepcli.training.data import Excerpts
+from sepcli.training.fit import Interrupted, Tell, Where, loss_of, one_step
+from sepcli.training.losses import make_loss
+from sepcli.training.recipe import with_values
+from sepcli.training.run import Run, claimed, read_state
+from sepcli.training.session import Request, plan, traits
+from sepcli.weights.catalog import catalog
+from sepcli.weights.load import load_separator
+from tests.training.songs import write_data
+
+HERE = Where(torch.device("cpu"))
+QUICK = {"data.excerpt": 0.25, "data.batch": 2, "augment": {}, "stop": {"steps": 6}}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEPCLI_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("songs") / "data", songs=2, seconds=2.0)
+
+
+def request(name: str, songs: Path, path: Path, changes: dict[str, Any] | None = None, **how: Any) -> Request:
+    entry = replace(catalog()[name], segment=1.0)
+    settings = dict(models.find(entry.architecture).tiny)
+    table = with_values({**entry.training, "stop": {"steps": 6}, "augment": {}}, {**QUICK, **(changes or {})})
+    entry = replace(entry, training=table)
+    return Request(entry, [songs], path, settings=settings, **how)
+
+
+def trained(asked: Request, tell: Tell | None = None, where: Where = HERE) -> Run:
+    run = plan(asked)
+    session.train(run, where, tell or Tell(), resume=asked.resume)
+    return run
+
+
+def lines(run: Run, split: str = "train") -> list[dict[str, Any]]:
+    text = (run.path / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["split"] == split]
+
+
+def training_of(asked: Request, tell: Tell | None = None) -> tuple[loop.Training, Excerpts]:
+    run = plan(asked)
+    run.path.mkdir(parents=True, exist_ok=True)
+    excerpts, _ = session.gather(run, Tell())
+    model = session.network_of(run, excerpts, Tell(), False)
+    return loop.begun(model, run, HERE, tell or Tell(), False), excerpts
+
+
+FAMILIES = [
+    "hdemucs-paper", "demucs-improved", "conv-tasnet", "multiband-tasnet", "x-conv-tasnet", "cde-htcn", "cws-mdensenet",
+    "cws-mmdensenet", "cws-unet", "umx", "x-umx", "d3net", "x-d3net",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_loss_on_one_batch_falls_by_a_fifth(name: str, songs: Path, tmp_path: Path) -> None:
+    rate = 5e-3 if "tasnet" in name or "htcn" in name else 3e-3
+    training, excerpts = training_of(
+        request(name, songs, tmp_path / "run", {"optimiser.rate": rate, "penalty.weight": 0.0})
+    )
+    batch = torch.stack([excerpts[0, index] for index in range(2)])
+    keys = ["0", "1"]
+    first = float(loss_of(training, batch).detach())
+    for _ in range(60):
+        one_step(training, iter([(batch, keys)]), rate)
+        training.progress.step += 1
+    last = float(loss_of(training, batch).detach())
+    assert last < 0.8 * first, f"{first} -> {last}"
+
+
+@pytest.mark.parametrize("name", ["cws-unet", "conv-tasnet", "umx"])
+def test_a_run_ends_with_a_file_that_loads(name: str, songs: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    run = trained(request(name, songs, tmp_path / "run"), Tell(notice=said.append))
+    loaded = load_separator(str(run.best))
+    assert loaded.entry.name == name
+    assert loaded.entry.settings == run.entry.settings
+    assert loaded.separator.sources == run.entry.sources
+    own, _ = read_state(run.state)
+    assert all(torch.equal(tensor, own[f"model.{key}"]) for key, tensor in loaded.separator.state_dict().items())
+    assert [line["step"] for line in lines(run)] == [1, 6]
+    (valid,) = lines(run, "valid")
+    assert set(valid["nsdr"]) == set(run.entry.sources)
+    assert math.isfinite(valid["loss"])
+    assert name in (run.path / "recipe.toml").read_text()
+    assert "best.safetensors" in (run.path / "model-card.md").read_text()
+    assert any("validation loss" in text for text in said)
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(songs: Path, tmp_path: Path) -> None:
+    """With dropout, averages, random mixing, two epochs and a schedule, bit for bit."""
+    changes = {
+        "augment": {"mix": True, "swap": 0.5, "scale": [0.5, 1.0]},
+        "data.draws": 3,
+        "ema": {"steps": [0.9], "epochs": [0.5]},
+        "schedule": {"name": "step", "every_steps": 2, "factor": 0.5},
+        "stop": {"steps": 8},
+    }
+    whole = trained(request("cws-unet", songs, tmp_path / "whole", changes))
+    count = iter(range(100))
+    tell = Tell(interrupted=lambda: next(count) == 4)
+    with pytest.raises(Interrupted):
+        trained(request("cws-unet", songs, tmp_path / "parts", changes), tell)
+    state = read_state(tmp_path / "parts" / "last" / "state.safetensors")[1]["extra"]["state"]
+    assert 0 < state["progress"]["step"] < 8
+    parts = trained(request("cws-unet", songs, tmp_path / "parts", {}, resume=True))
+    (expected, facts), (found, more) = (read_state(run.state) for run in (whole, parts))
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    first, second = (dict(f["extra"]["state"]["progress"]) for f in (facts, more))
+    assert first.pop("seconds") > 0
+    assert second.pop("seconds") > 0
+    assert first == second
+
+
+def test_a_run_that_is_killed_while_it_saves_leaves_a_state_that_loads(songs: Path, tmp_path: Path) -> None:
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from pathlib import Path
+        import safetensors.torch
+        from tests.training.test_fit import request, trained
+        save = safetensors.torch.save_file
+        count = 0
+        def half(tensors, path, metadata=None):
+            global count
+            count += 1
+            save(tensors, path, metadata)
+            if count == 4:
+                size = os.path.getsize(path)
+                os.truncate(path, size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        safetensors.torch.save_file = half
+        trained(request("cws-unet", Path({str(songs)!r}), Path({str(tmp_path / "run")!r}), {{"stop": {{"epochs": 9}}}}))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    tensors, metadata = read_state(tmp_path / "run" / "last" / "state.safetensors")
+    assert any(name.startswith("model.") for name in tensors)
+    step = metadata["extra"]["state"]["progress"]["step"]
+    changes = {"stop.epochs": 0, "stop.steps": step + 2}
+    asked = replace(request("cws-unet", songs, tmp_path / "run"), resume=True, changes=changes)
+    assert session.train(plan(asked), HERE, Tell(), resume=True).step == step + 2
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(songs: Path, tmp_path: Path) -> None:
+    gradients = []
+    for parts in (1, 2):
+        changes = {"data.batch": 4, "optimiser.accumulate": parts}
+        training, excerpts = training_of(request("conv-tasnet", songs, tmp_path / str(parts), changes))
+        training.model.requires_grad_(True)
+        batches = loop.load(excerpts, training.recipe, HERE, training.progress, 1)
+        training.optimiser.step = lambda *_: None  # type: ignore[method-assign, assignment]
+        one_step(training, batches, 1e-3)
+        gradients.append(torch.cat([p.grad.flatten() for p in training.model.parameters() if p.grad is not None]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-6
+    assert float(gradients[0].norm()) > 0
+
+
+def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(songs: Path, tmp_path: Path) -> None:
+    code = f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from pathlib import Path
+        import torch
+        from tests.training.test_fit import request
+        from sepcli.training import fit, session
+        torch.set_num_threads(1)
+        where = session.place("cpu", "float32", 0)
+        changes = {{"data.batch": 4, "augment": {{"remix": 2, "swap": 0.5, "shift": 0.1}}}}
+        run = session.plan(request("conv-tasnet", Path({str(songs)!r}), Path(sys.argv[1]), changes))
+        run.path.mkdir(parents=True, exist_ok=True)
+        excerpts, _ = session.gather(run, fit.Tell())
+        model = session.network_of(run, excerpts, fit.Tell(), False)
+        training = fit.begun(model, run, where, fit.Tell(), False)
+        training.optimiser.step = lambda *_: None
+        loss, why = fit.one_step(training, fit.load(excerpts, run.recipe, where, training.progress, 1), 1e-3)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.save((gradient, loss, where.world), run.path / f"gradient{{where.rank}}.pt")
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641"}
+    script = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run([*script, str(tmp_path / "one")], check=True, capture_output=True, env=environment)
+    both = [
+        subprocess.Popen([*script, str(tmp_path / "two")], env={**environment, "WORLD_SIZE": "2", "RANK": str(rank)})
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    expected, loss, _ = torch.load(tmp_path / "one" / "gradient0.pt")
+    for rank in (0, 1):
+        found, shared, world = torch.load(tmp_path / "two" / f"gradient{rank}.pt")
+        assert world == 2
+        assert float((found - expected).norm() / expected.norm()) < 1e-6
+        assert shared == pytest.approx(loss, rel=1e-6)
+
+
+def poisoned(training: loop.Training, excerpts: Excerpts) -> Any:
+    batch = torch.stack([excerpts[0, index] for index in range(2)])
+    return iter([(batch * math.nan, ["0", "1"])])
+
+
+def test_a_loss_that_is_no_number_leaves_everything_as_it_was(songs: Path, tmp_path: Path) -> None:
+    training, excerpts = training_of(request("cws-unet", songs, tmp_path / "run"))
+    before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    value, why = one_step(training, poisoned(training, excerpts), 1e-3)
+    assert math.isnan(value)
+    assert why == "the loss is nan"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.model.state_dict().items())
+
+
+def test_after_ten_bad_steps_it_goes_back_and_after_three_times_it_gives_up(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the 7th step on every loss is bad: the last state is that of step 4."""
+    said: list[str] = []
+    usual = loop.fault
+    seen = {"count": 0}
+
+    def bad(loss: float, norm: float, progress: Any, scaler: Any) -> str:
+        seen["count"] += 1
+        return "the loss is nan" if seen["count"] > 6 else usual(loss, norm, progress, scaler)
+
+    monkeypatch.setattr(loop, "fault", bad)
+    asked = request("conv-tasnet", songs, tmp_path / "run", {"stop": {"steps": 1000}, "data.batch": 1})
+    with pytest.raises(SepcliError, match="diverges at step 46: the loss is nan, 40 steps skipped"):
+        trained(asked, Tell(notice=said.append))
+    back = [text for text in said if "back to the weights" in text]
+    assert len(back) == 3
+    assert all("10 steps in a row: the loss is nan" in text for text in back)
+    assert sum("is skipped" in text for text in said) == 4
+
+
+def test_the_best_weights_are_kept_and_early_stopping_counts_validations(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: torch.zeros(0))
+    monkeypatch.setattr(loop, "scores", lambda *_: {"loss": next(values), "nsdr": {"vocals": 1.0}})
+    run = trained(request("conv-tasnet", songs, tmp_path / "run", {"stop": {"epochs": 50, "patience": 2}}))
+    assert [line["loss"] for line in lines(run, "valid")] == [3.0, 1.0, 2.0, 2.0]
+    progress = read_state(run.state)[1]["extra"]["state"]["progress"]
+    assert progress["best"]["value"] == 1.0
+    assert progress["best"]["step"] == lines(run, "valid")[1]["step"]
+
+
+def test_averages_are_validated_and_the_best_of_all_is_kept(songs: Path, tmp_path: Path) -> None:
+    changes = {"ema": {"steps": [0.9, 0.99], "epochs": [0.5]}, "stop": {"epochs": 1}}
+    run = trained(request("conv-tasnet", songs, tmp_path / "run", changes))
+    valid = lines(run, "valid")
+    kinds = ["raw", "average by step, 0.9", "average by step, 0.99", "average by epoch, 0.5"]
+    assert [line["weights"] for line in valid] == kinds
+    losses = [line["loss"] for line in valid]
+    assert len(set(losses[:3])) == 3
+    assert losses[0] == losses[3], "after one epoch its average is the newest"
+    progress = read_state(run.state)[1]["extra"]["state"]["progress"]
+    assert progress["best"]["value"] == min(losses)
+
+
+def test_validation_of_perfect_estimates_is_perfect(songs: Path, tmp_path: Path) -> None:
+    from sepcli.training.validate import scores, validate
+
+    run = plan(request("conv-tasnet", songs, tmp_path / "run"))
+    _, valid = session.gather(run, Tell())
+
+    class Cheat(Separator):
+        """Knows the answer: the truth at the piece's place."""
+
+        def forward(self, mixture: torch.Tensor) -> Any:
+            from sepcli.models.separator import Estimate
+            from sepcli.training.validate import truth
+
+            whole = truth(valid[0], self, 0, valid[0].frames)
+            return Estimate(whole[None, ..., : mixture.shape[-1]])
+
+    cheat = Cheat(**{**traits(run.entry), "level": {}, "segment": 10.0})
+    found = scores(
+        validate(cheat, make_loss(run.recipe.loss, cheat.sources), valid, HERE.device, seconds=0.5), cheat.sources
+    )
+    assert found["loss"] == pytest.approx(0, abs=1e-7)
+    assert min(found["nsdr"].values()) > 60
+
+
+def test_standardised_networks_begin_with_the_statistics_of_the_songs(songs: Path, tmp_path: Path) -> None:
+    training, _ = training_of(request("umx", songs, tmp_path / "run"))
+    network: Any = training.model.networks["vocals"]  # type: ignore[index]
+    assert float(network.input_mean.max()) < 0
+    assert float(network.input_scale.std()) > 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_half_precision_trains(precision: str, songs: Path, tmp_path: Path) -> None:
+    run = trained(request("cws-unet", songs, tmp_path / "run"), where=replace(HERE, precision=precision))
+    assert math.isfinite(lines(run)[-1]["loss"])
+
+
+# What is begun with
+
+
+def test_parts_of_another_model_are_taken_frozen_and_sorted(songs: Path, tmp_path: Path) -> None:
+    first = trained(request("multiband-m1", songs, tmp_path / "m1"))
+    start = {"from": str(first.best), "parts": ["encoder", "decoder"], "freeze": True, "sort": True}
+    sizes = {"start": start, "stop": {"steps": 2}}
+    run = trained(request("multiband-m6", songs, tmp_path / "m6", sizes))
+    given = load_separator(str(first.best)).separator
+    expected = type(given).sort_front_end(given.state_dict())  # type: ignore[attr-defined]
+    found = load_separator(str(run.best)).separator.state_dict()
+    names = [name for name in found if name.startswith(("encoder.", "decoder."))]
+    assert names
+    assert all(torch.equal(found[name], expected[name]) for name in names)
+    assert not torch.equal(expected["encoder.conv1d_U.weight"], given.state_dict()["encoder.conv1d_U.weight"])
+
+
+def test_other_sources_can_be_tuned_and_new_heads_are_named(songs: Path, tmp_path: Path) -> None:
+    first = trained(request("conv-tasnet", songs, tmp_path / "four"))
+    said: list[str] = []
+    asked = request("conv-tasnet", songs, tmp_path / "two", {"start": {"from": str(first.best)}}, sources=("vocals",))
+    run = trained(asked, Tell(notice=said.append))
+    assert load_separator(str(run.best)).separator.sources == ("vocals",)
+    (text,) = [text for text in said if "new are" in text]
+    assert "mask" in text or "separator" in text
+
+
+def test_weights_of_another_kind_are_refused(songs: Path, tmp_path: Path) -> None:
+    first = trained(request("cws-unet", songs, tmp_path / "unet"))
+    asked = request("conv-tasnet", songs, tmp_path / "run", {"start": {"from": str(first.best)}})
+    with pytest.raises(ModelError, match="is a CwsUnet, not a ConvTasNet"):
+        trained(asked)
+
+
+# What is refused
+
+
+def test_a_run_in_use_and_a_finished_one_are_refused(songs: Path, tmp_path: Path) -> None:
+    asked = request("conv-tasnet", songs, tmp_path / "run")
+    with claimed(tmp_path / "run", resume=False), pytest.raises(UsageError, match="another process trains there"):
+        trained(asked)
+    trained(asked)
+    with pytest.raises(UsageError, match="holds a run"):
+        trained(asked)
+
+
+def test_a_resumed_run_refuses_other_songs_and_other_settings(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data", seconds=1.0)
+    asked = request("conv-tasnet", folder, tmp_path / "run")
+    trained(asked)
+    again = replace(asked, resume=True, settings={})
+    with pytest.raises(UsageError, match="optimiser was"):
+        plan(replace(again, changes={"optimiser.rate": 1.0}))
+    with pytest.raises(UsageError, match="filters was"):
+        plan(replace(again, settings={"filters": 99}))
+    with pytest.raises(UsageError, match="holds a run of conv-tasnet, not of umx"):
+        plan(replace(again, entry=catalog()["umx"]))
+    os.utime(folder / "song 0" / "bass.wav", ns=(5, 5))
+    longer = replace(again, changes={"stop.steps": 9})
+    with pytest.raises(UsageError, match="song 0 has changed"):
+        trained(longer)
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_state(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    from sepcli.training import run as files
+
+    asked = request("conv-tasnet", songs, tmp_path / "run")
+    save = files.checkpoint.save
+    count = iter(range(100))
+
+    def full(*given: Any) -> None:
+        if next(count) >= 1:
+            raise SafetensorError("No space left on device")
+        save(*given)
+
+    monkeypatch.setattr(files.checkpoint, "save", full)
+    with pytest.raises(ModelError, match="No space left"):
+        trained(asked)
+    assert read_state(tmp_path / "run" / "last" / "state.safetensors")[0]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(songs: Path, tmp_path: Path) -> None:
+    training, excerpts = training_of(request("conv-tasnet", songs, tmp_path / "run", {"data.batch": 3}))
+    with pytest.raises(UsageError, match="batch = 3: cannot be shared by 2 processes"):
+        loop.load(excerpts, training.recipe, replace(HERE, world=2), training.progress, 1)
