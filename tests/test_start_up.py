@@ -27,7 +27,16 @@ def call(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["separate", "--help"], ["models", "--help"], ["models", "list"], ["models", "show", "hdemucs"]],
+    [
+        ["--help"],
+        ["separate", "--help"],
+        ["models", "--help"],
+        ["models", "list"],
+        ["models", "show", "hdemucs"],
+        ["evaluate", "--help"],
+        ["train", "--help"],
+        ["bench", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_and_listing_load_nothing_heavy(arguments: list[str]) -> None:

@@ -58,7 +58,8 @@ def behind(items: Iterable[T], consume: Callable[[Iterator[T]], R], depth: int =
     """What `consume(items)` gives, run in a thread that is at most `depth` items behind; items are made in this one.
 
     An exception of `items`, or one that interrupts this thread, is raised inside `consume` at its place, so that it
-    can clean up, and then here; an exception of `consume` is raised here at the next item.
+    can clean up, and then here; an exception of `consume` is raised here at the next item. However it ends, `items`
+    is closed, if it can be.
     """
     waiting: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=max(1, depth))
     results: list[R] = []
@@ -103,6 +104,10 @@ def behind(items: Iterable[T], consume: Callable[[Iterator[T]], R], depth: int =
             except queue.Full:
                 continue
         thread.join()
-        if failures and failures[0] is not end:
-            raise failures[0]
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+        failure = failures.pop() if failures else None
+        if failure is not None and failure is not end:
+            raise failure
     return results[0]

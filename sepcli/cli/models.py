@@ -10,7 +10,7 @@ import typer
 from sepcli.cli import console
 from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.weights import fetch, own
-from sepcli.weights.catalog import Entry, FileSpec, all_files, catalog, find, total_parameters
+from sepcli.weights.catalog import Entry, FileSpec, all_files, catalog, find, require_weights, total_parameters
 
 app = typer.Typer(
     help="List, show, download, check, remove and add models.", no_args_is_help=True, rich_markup_mode=None
@@ -195,11 +195,8 @@ def here(file: FileSpec) -> bool:
 
 def needed_files(entry: Entry) -> list[Any]:
     """The files of an entry; none is an error that says what to do instead."""
-    files = all_files(entry)
-    if not files:
-        what = f"{entry.name} has no published weights"
-        raise ModelError(what, f"train it (`sepcli train --model {entry.name}`) or see `sepcli models list`")
-    return files
+    require_weights(entry)
+    return all_files(entry)
 
 
 def summary(entry: Entry) -> dict[str, Any]:

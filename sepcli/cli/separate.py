@@ -69,6 +69,9 @@ def separate(
     shifts: Annotated[int, typer.Option(help="Passes moved by up to 0.5 s, averaged: slower, a little better.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the shifts and of the dither.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Pieces at a time. [default: 1 on the CPU, 4 on CUDA]")] = None,
+    wiener_iterations: Annotated[
+        int | None, typer.Option(help="Of networks with a Wiener filter. [default: the model's own]", min=0)
+    ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="The catalogue name whose network a bare state dict is for.")
     ] = None,
@@ -140,6 +143,7 @@ def separate(
         seed=seed,
         batch_size=batch_size,
         architecture=architecture,
+        wiener_iterations=wiener_iterations,
         bag_weights=bag_weights,
         offline=offline,
         require_digest=require_digest,

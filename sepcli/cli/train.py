@@ -48,6 +48,9 @@ def train(
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the network's arithmetic.")
     ] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Let torch compile the network: a slow start, then faster steps.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 reads in the loop itself.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order, excerpts and augmentation.")] = 0,
     settings: Annotated[
@@ -107,7 +110,7 @@ def train(
     run = plan(request)
     if not resume:
         check_start(run.recipe.start)
-    where = place(device, precision, workers)
+    where = place(device, precision, workers, compiled=compiled)
     if dry_run:
         tell_forecast(run, where)
         return

@@ -210,6 +210,7 @@ def load_bag(
     stems: Sequence[str] = (),
     weights: Path | None = None,
     architecture: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     segment: float | None = None,
     overlap: float = 0.25,
     shifts: int = 0,
@@ -235,6 +236,7 @@ def load_bag(
         loaded = load_separator(
             candidate.model,
             architecture=architecture,
+            settings=settings,
             segment=segment or candidate.segment,
             sources=stems,
             offline=offline,
@@ -261,6 +263,7 @@ def load_bag(
         asked={
             "bag_weights": weights,
             "architecture": architecture,
+            "wiener_iterations": (settings or {}).get("wiener_iterations"),
             "segment": segment,
             "overlap": overlap,
             "shifts": shifts,

@@ -17,7 +17,7 @@ from sepcli.audio.paths import TEMPLATE, Found, check_template, output_path, tra
 from sepcli.errors import AudioError, ModelError, UsageError
 from sepcli.inference.sidecar import described, digest_of_file, finished_set, key_of
 from sepcli.weights import checkpoint
-from sepcli.weights.catalog import find
+from sepcli.weights.catalog import find, require_weights
 from sepcli.weights.votes import candidates, check_source, identity, is_path, weights_file
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Plan:
     seed: int = 0
     batch_size: int | None = None
     architecture: str | None = None
+    wiener_iterations: int | None = None
     bag_weights: Path | None = None
     offline: bool = False
     require_digest: bool = False
@@ -79,6 +80,7 @@ class Plan:
 DECIDES = (
     *("filename", "stems", "two_stems", "format", "bitrate", "bit_depth", "clip", "consistent", "upper_band"),
     *("start", "end", "precision", "segment", "overlap", "shifts", "seed", "architecture"),
+    "wiener_iterations",
 )
 
 
@@ -121,6 +123,8 @@ def check_plan(plan: Plan) -> None:
     if plan.bitrate is not None and plan.format in ("wav", "flac"):
         raise UsageError(f"--bitrate {plan.bitrate}: {plan.format} is lossless", "use --format mp3, ogg or opus")
     for candidate in candidates(plan.model, plan.bag_weights):
+        if not is_path(candidate.model):
+            require_weights(find(candidate.model))
         if candidate.votes:
             for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
                 check_source(name, tuple(candidate.votes), candidate.model)
@@ -195,6 +199,7 @@ def loader(
             stems=plan.stems,
             weights=plan.bag_weights,
             architecture=plan.architecture,
+            settings=None if plan.wiener_iterations is None else {"wiener_iterations": plan.wiener_iterations},
             segment=plan.segment,
             overlap=plan.overlap,
             shifts=plan.shifts,
@@ -230,6 +235,7 @@ def separate_song(
         return record
 
     from sepcli.audio.cover import holds_cover, read_cover
+    from sepcli.audio.prefetch import behind
     from sepcli.audio.read import open_song
     from sepcli.audio.write import write_set
     from sepcli.inference.song import Clip, separate_clip, until_it_fits
@@ -269,9 +275,9 @@ def separate_song(
             consistent=form.depth if plan.consistent else None,
             progress=progress,
         )
-        return write_set(
-            unchanged(blocks, found.path, before),
-            targets,
+        consume = functools.partial(
+            write_set,
+            targets=targets,
             format=form,
             sample_rate=rate,
             channels=song.channels,
@@ -282,6 +288,7 @@ def separate_song(
             sidecar=describe if plan.sidecar else None,
             hidden_in=sidecar.parent,
         )
+        return behind(unchanged(blocks, found.path, before), consume)
 
     try:
         written = until_it_fits(write)

@@ -1,5 +1,6 @@
 """The whole path of one song: blocks, channels, rate, level, bag, and back again; blocks in, stems out."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def separate_clip(
 
     sources = [source for members in stems.values() for source in members]
     order = torch.tensor([bag.sources.index(source) for source in sources])
-    streams = itertools.tee(prefetch(model_blocks(bag, clip)), 2 * parts if keepers else parts)
+    decoded = prefetch(model_blocks(bag, clip))
+    streams = itertools.tee(decoded, 2 * parts if keepers else parts)
     estimated = [
         (block[order] for block in bag.run(group_of(stream, index), loudness[index], tick))
         for index, stream in enumerate(streams[:parts])
@@ -105,16 +107,17 @@ def separate_clip(
     )
     returned = resample(check_finite(joined, bag, sources), bag.sample_rate, out_rate, length)
     own = resample(clip.read(), clip.sample_rate, out_rate, length) if keepers or consistent else itertools.repeat(None)
-    for block, mixture in zip(returned, own, strict=False):
-        cells = np.split(block, parts * columns, axis=1)
-        waves = [channels.join(cells[index::columns], clip.channels) for index in range(columns)]
-        remaining = iter(waves)
-        result = {stem: total([next(remaining) for _ in members]) for stem, members in stems.items()}
-        if mixture is not None and keepers:
-            result = remainder.add_upper_band(result, mixture - waves[-1], keepers)
-        if mixture is not None and consistent:
-            result = remainder.consistent(result, mixture, consistent)
-        yield {stem: np.ascontiguousarray(wave, np.float32) for stem, wave in result.items()}
+    with contextlib.closing(decoded):  # its thread ends with this generator, wherever that is left
+        for block, mixture in zip(returned, own, strict=False):
+            cells = np.split(block, parts * columns, axis=1)
+            waves = [channels.join(cells[index::columns], clip.channels) for index in range(columns)]
+            remaining = iter(waves)
+            result = {stem: total([next(remaining) for _ in members]) for stem, members in stems.items()}
+            if mixture is not None and keepers:
+                result = remainder.add_upper_band(result, mixture - waves[-1], keepers)
+            if mixture is not None and consistent:
+                result = remainder.consistent(result, mixture, consistent)
+            yield {stem: np.ascontiguousarray(wave, np.float32) for stem, wave in result.items()}
 
 
 def separate_array(

@@ -277,17 +277,19 @@ def load(
                     yield [(epoch, start + part * size + item) for item in range(size)]
             first = 0
 
-    def joined(items: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
-        return torch.stack([sound for sound, _ in items]), [key for _, key in items]
-
     loader: Any = DataLoader(
         Keyed(train),  # type: ignore[arg-type]
         batch_sampler=keys(),
         num_workers=where.workers,
         collate_fn=joined,
         pin_memory=where.device.type == "cuda",
+        generator=torch.Generator(),  # its own: the network's random numbers must not depend on when it was made
     )
     return iter(loader)
+
+
+def joined(items: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
+    return torch.stack([sound for sound, _ in items]), [key for _, key in items]
 
 
 class Keyed:

@@ -137,3 +137,26 @@ def test_an_exception_of_the_consumer_ends_the_items() -> None:
 def test_a_consumer_that_stops_early_gives_its_result() -> None:
     assert behind(iter(range(10_000)), next, depth=2) == 0
     assert not [t for t in threading.enumerate() if t.name == "sepcli-behind"]
+
+
+def test_an_interrupt_here_closes_the_items_so_that_no_thread_waits() -> None:
+    def items() -> Iterator[int]:
+        ahead = prefetch(iter(range(10_000)), depth=1)
+        try:
+            yield from ahead
+        finally:
+            ahead.close()
+
+    def interrupted() -> Iterator[int]:
+        yield from items()
+
+    def consume(arriving: Iterator[int]) -> int:
+        next(arriving)
+        raise OSError
+
+    try:
+        behind(interrupted(), consume, depth=1)
+    except OSError as error:
+        kept = error  # as a debugger or an error report would
+    assert isinstance(kept, OSError)
+    assert ours() == []

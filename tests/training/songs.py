@@ -1,5 +1,6 @@
 """Folders of songs made by seed, and a song with streams like MUSDB18's."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,10 @@ def write_streams(path: Path, waves: list[npt.NDArray[np.float32]], codec: str =
             for packet in [*stream.encode(frame), *stream.encode(None)]:  # type: ignore[attr-defined]
                 container.mux(packet)
     return path
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens at, for processes that meet there."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])

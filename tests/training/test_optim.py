@@ -116,8 +116,8 @@ def test_demucs_penalty_is_the_same() -> None:
     network = demucs.HDemucs(["a", "b"], channels=8, depth=6)
     for transposed in (True, False):
         settings = replace(SMALL, min_size=0.02, transposed=transposed)
-        expected = float(svd.svd_penalty(network, min_size=0.02, convtr=transposed, exact=True))
-        assert float(svd_penalty(network, settings, exact=True)) == pytest.approx(expected, rel=1e-6)
+        expected = svd.svd_penalty(network, min_size=0.02, convtr=transposed, exact=True).item()
+        assert svd_penalty(network, settings, exact=True).item() == pytest.approx(expected, rel=1e-6)
         assert expected > 0
 
 
