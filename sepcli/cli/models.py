@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,12 +220,19 @@ def summary(entry: Entry) -> dict[str, Any]:
         "licence": entry.licence or first.licence,
         "commercial": first.commercial,
         "paper": dict(entry.paper or first.paper),
+        "cite": cite(entry.paper or first.paper),
         "scores": [dict(score) for score in entry.scores],
         "bag": [{"model": vote.model, "weights": list(vote.weights)} for vote in entry.bag],
         "files": [{"url": file.url, "sha256": file.sha256, "bytes": file.bytes} for file in files],
         "settings": dict(entry.settings),
         "training": dict(entry.training),
     }
+
+
+def cite(paper: Mapping[str, Any]) -> str:
+    """A paper in one line."""
+    where = f", {paper['id']}" if paper.get("id") else ""
+    return f'"{paper["title"]}" ({paper.get("year", "no year")}){where}' if paper.get("title") else ""
 
 
 def row(entry: Entry) -> tuple[str, ...]:

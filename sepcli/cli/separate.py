@@ -86,8 +86,8 @@ def separate(
         bool, typer.Option("--consistent", help="Make the stems sum to the song, to the last bit of their depth.")
     ] = False,
     upper_band: Annotated[
-        Literal["other", "drop"],
-        typer.Option(help="Sound above the model's sample rate goes to the accompaniment's stem, or is dropped."),
+        Literal["other", "share", "drop"],
+        typer.Option(help="Sound above the model's band goes to the accompaniment, is shared among all, or dropped."),
     ] = "other",
     existing: Annotated[
         Literal["skip", "overwrite", "error"],

@@ -11,21 +11,44 @@ BACKING = ("other", "accompaniment", "instruments", "instrumental")
 FULL = {"16": 2**15, "24": 2**23}
 
 
-def keeper(stems: Mapping[str, Sequence[str]]) -> list[str]:
-    """The stems that get what no network saw: the one that holds `other` or the accompaniment, else all alike.
+def keeper(stems: Mapping[str, Sequence[str]], whole: bool = True) -> list[str]:
+    """The stems that get what no network heard: the one that holds `other` or the accompaniment, else all alike.
 
-    None, where stems were asked for that do not hold it.
+    None where the stems are no `whole` set and do not hold it.
     """
     for source in BACKING:
         for stem, sources in stems.items():
             if source in sources:
                 return [stem]
-    return list(stems)
+    return list(stems) if whole else []
 
 
 def add_upper_band(stems: Mapping[str, Block], upper: Block, names: Sequence[str]) -> dict[str, Block]:
     """Stems with the band above the network's rate shared among `names`."""
     return {stem: block + upper / np.float32(len(names)) if stem in names else block for stem, block in stems.items()}
+
+
+class Sharing:
+    """Gives each stem its share of the band above the network's rate: as it has of the highest tones below it.
+
+    Shares are those of the stems' second differences' energy, and glide from block to block, so that nothing clicks.
+    """
+
+    def __init__(self) -> None:
+        self.before: NDArray[np.float64] | None = None
+
+    def __call__(self, stems: Mapping[str, Block], upper: Block) -> dict[str, Block]:
+        """Stems (frames, channels) with their shares of `upper`, which sum to it."""
+        energies = np.array([np.square(np.diff(block, n=2, axis=0)).sum(dtype=np.float64) for block in stems.values()])
+        even = np.full(len(stems), 1 / len(stems))
+        shares = energies / energies.sum() if energies.sum() > 0 else even
+        before = shares if self.before is None else self.before
+        self.before = shares
+        glide = np.linspace(0, 1, len(upper))[:, None]
+        return {
+            stem: (block + upper * ((1 - glide) * old + glide * new)).astype(np.float32)
+            for (stem, block), old, new in zip(stems.items(), before, shares, strict=True)
+        }
 
 
 def consistent(stems: Mapping[str, Block], mixture: Block, depth: str) -> dict[str, Block]:

@@ -70,12 +70,15 @@ def separate_clip(
     """Blocks of every stem in step, at the clip's channels and rate (or `out_rate`), as long as the clip.
 
     Another rate gives round(frames * out_rate / rate) frames. `upper` says what becomes of the band that the bag does
-    not hear, where its rate is another: "other" (it goes to the stem that holds the accompaniment) or "drop".
-    `consistent` is the depth ("16", "24", "32f") at which the stems sum to the mixture. `progress` is called with the
-    seconds done and in all. Raises AudioError where a network gives no finite numbers.
+    not hear, where its rate is another: "other" (it goes to the stem that holds the accompaniment), "share" (each stem
+    of a whole set gets as much of it as it has of the highest tones heard) or "drop". `consistent` is the depth ("16",
+    "24", "32f") at which the stems sum to the mixture. `progress` is called with the seconds done and in all. Raises
+    AudioError where a network gives no finite numbers.
     """
     out_rate = out_rate or clip.sample_rate
-    keepers = remainder.keeper(stems) if upper == "other" and clip.sample_rate != bag.sample_rate else []
+    whole = not bag.wanted
+    shared = remainder.Sharing() if upper == "share" and whole else None
+    keepers = [] if upper == "drop" or clip.sample_rate == bag.sample_rate else remainder.keeper(stems, whole)
     groups = channels.groups(clip.channels, bag.channels)
     parts = len(groups)
     loudness = measure(bag, clip, parts) if bag.needs_loudness else [None] * parts
@@ -114,7 +117,8 @@ def separate_clip(
             remaining = iter(waves)
             result = {stem: total([next(remaining) for _ in members]) for stem, members in stems.items()}
             if mixture is not None and keepers:
-                result = remainder.add_upper_band(result, mixture - waves[-1], keepers)
+                lost = mixture - waves[-1]
+                result = shared(result, lost) if shared else remainder.add_upper_band(result, lost, keepers)
             if mixture is not None and consistent:
                 result = remainder.consistent(result, mixture, consistent)
             yield {stem: np.ascontiguousarray(wave, np.float32) for stem, wave in result.items()}

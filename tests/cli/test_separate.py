@@ -177,3 +177,29 @@ def test_start_and_end_take_a_stretch_of_the_song(sepcli, song, tmp_path: Path) 
     mixture, _ = soundfile.read(path)
     stem, _ = soundfile.read(tmp_path / "separated/pass/a/drums.wav")
     assert np.abs(stem - 0.5 * mixture[22050:55125]).max() < 1e-6
+
+
+@pytest.mark.parametrize("choice", ["other", "share", "drop"])
+def test_the_band_that_the_network_does_not_hear_goes_where_it_is_wanted(sepcli, song, tmp_path, choice: str) -> None:
+    path = song("a.wav", rate=96000, subtype="FLOAT")
+    assert sepcli(path, "--upper-band", choice).code == 0
+    mixture, _ = soundfile.read(path)
+    stems = {file.stem: soundfile.read(file)[0] for file in (tmp_path / "separated/pass/a").glob("*.wav")}
+    lost = mixture - sum(stems.values())
+    upper = np.square(mixture).mean() * (1 - 44.1 / 96)
+    if choice == "drop":
+        assert np.square(lost).mean() == pytest.approx(upper, rel=0.1)
+        return
+    assert np.abs(lost).max() < 1e-5
+    drums = np.square(stems["drums"]).mean() - 0.25 * (np.square(mixture).mean() - upper)
+    share = 0.5**2 / sum(x**2 for x in passthrough.SHARES.values())
+    assert drums == pytest.approx(share**2 * upper if choice == "share" else 0, abs=0.05 * upper)
+
+
+def test_a_single_stem_does_not_get_what_belongs_to_the_others(sepcli, song, tmp_path: Path) -> None:
+    path = song("a.wav", rate=96000, subtype="FLOAT")
+    assert sepcli(path, "--stems", "vocals").code == 0
+    vocals, _ = soundfile.read(tmp_path / "separated/pass/a/vocals.wav")
+    mixture, _ = soundfile.read(path)
+    heard = np.square(mixture).mean() * 44.1 / 96
+    assert np.square(vocals).mean() == pytest.approx(0.125**2 * heard, rel=0.1)

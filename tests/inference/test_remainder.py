@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sepcli.inference.remainder import FULL, add_upper_band, consistent, keeper
+from sepcli.inference.remainder import FULL, Sharing, add_upper_band, consistent, keeper
 
 
 def stems_of(count: int, peak: float, seed: int = 0, frames: int = 20_000) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -52,3 +52,23 @@ def test_the_upper_band_goes_to_the_accompaniment_or_to_all_alike() -> None:
     result = add_upper_band({"a": upper, "b": upper}, upper, ["a", "b"])
     assert np.array_equal(result["a"], 1.5 * upper)
     assert np.array_equal(add_upper_band({"a": upper, "b": upper}, upper, ["b"])["a"], upper)
+
+
+def test_without_the_accompaniment_among_some_stems_nobody_gets_the_upper_band() -> None:
+    assert keeper({"vocals": ("vocals",)}, whole=False) == []
+    assert keeper({"vocals": ("vocals",), "other": ("other",)}, whole=False) == ["other"]
+    assert keeper({"speech": ("speech",), "noise": ("noise",)}) == ["speech", "noise"]
+
+
+def test_shared_by_what_each_stem_has_of_the_highest_tones_it_sums_up_and_glides() -> None:
+    draw = np.random.default_rng(0)
+    bright = draw.standard_normal((1000, 2)).astype(np.float32)
+    dull = np.cumsum(draw.standard_normal((1000, 2)), axis=0).astype(np.float32) * 0.01
+    upper = draw.standard_normal((1000, 2)).astype(np.float32)
+    share = Sharing()
+    first = share({"a": bright, "b": dull}, upper)
+    assert np.abs(sum(first.values()) - (bright + dull + upper)).max() < 1e-5
+    assert np.square(first["a"] - bright).sum() > 100 * np.square(first["b"] - dull).sum()
+    second = share({"a": dull, "b": bright}, upper)
+    assert np.abs(second["a"][0] - dull[0] - upper[0]).max() < 0.01, "the share of the block before, where they meet"
+    assert np.abs(second["a"][-1] - dull[-1]).max() < 0.01
