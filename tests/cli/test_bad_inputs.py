@@ -196,7 +196,7 @@ def test_a_file_that_may_not_be_read_is_told_and_the_rest_is_done(sepcli, song, 
 
 @pytest.mark.parametrize("end", ["grows", "disappears"])
 def test_a_file_that_changes_during_the_run_fails_and_leaves_nothing(end, sepcli, song, tmp_path, monkeypatch) -> None:
-    path, good = song("moving.wav", seconds=0.5), song("good.wav", seconds=0.5)
+    path, good = song("moving.wav", seconds=30), song("good.wav", seconds=0.5)
     real = write._Stem.write
 
     def meanwhile(self: Any, *arguments: Any) -> None:
