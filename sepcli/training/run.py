@@ -71,7 +71,7 @@ class Run:
         return {**self.facts, "versions": versions, **more}
 
     def save_best(self, tensors: Mapping[str, Tensor], scores: Mapping[str, Any]) -> None:
-        write(self.best, tensors, self.table(), self.extra(validation=dict(scores)))
+        checkpoint.save(self.best, tensors, self.table(), self.extra(validation=dict(scores)))
         self.write_text("model-card.md", model_card(self, scores))
 
     def log(self, **line: Any) -> None:
@@ -129,16 +129,6 @@ def claimed(path: Path, *, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], entry: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """checkpoint.save, with what safetensors raises for a full disk as ModelError."""
-    from safetensors import SafetensorError
-
-    try:
-        checkpoint.save(path, tensors, entry, extra)
-    except SafetensorError as error:
-        raise ModelError(f"{path}: cannot be written ({error})", "is the disk full?") from error
-
-
 def save_state(
     run: Run,
     network: nn.Module,
@@ -162,7 +152,7 @@ def save_state(
         "counts": [average.count for average in averages],
         "scaler": scaler.state_dict(),
     }
-    write(run.state, tensors, run.table(), run.extra(state=facts))
+    checkpoint.save(run.state, tensors, run.table(), run.extra(state=facts))
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -21,6 +21,7 @@ def save(path: Path, tensors: Mapping[str, "Tensor"], entry: Mapping[str, Any], 
     `entry` is a table as catalog.as_table gives it, with the entry's `name`; `extra` (the recipe, what reproduces the
     run) lies beside it under its own keys. Both must be plain data. Raises ModelError if it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     text = json.dumps({"schema": 1, "entry": dict(entry)} | {"extra": dict(extra)})
@@ -29,11 +30,14 @@ def save(path: Path, tensors: Mapping[str, "Tensor"], entry: Mapping[str, Any], 
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         save_file(plain, str(aside), {"sepcli": text})
+        aside.chmod(0o644)  # safetensors keeps a file to its owner
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except SafetensorError as error:  # a full disk, among others
+        raise ModelError(f"{path}: cannot be written ({error})", "is the disk full?") from error
     finally:
         aside.unlink(missing_ok=True)
 

@@ -423,12 +423,11 @@ def test_a_resumed_run_refuses_other_songs_and_other_settings(tmp_path: Path) ->
 def test_a_full_disk_is_told_and_leaves_the_last_state(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import safetensors.torch
     from safetensors import SafetensorError
 
-    from sepcli.training import run as files
-
     asked = request("conv-tasnet", songs, tmp_path / "run")
-    save = files.checkpoint.save
+    save = safetensors.torch.save_file
     count = iter(range(100))
 
     def full(*given: Any) -> None:
@@ -436,7 +435,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_state(
             raise SafetensorError("No space left on device")
         save(*given)
 
-    monkeypatch.setattr(files.checkpoint, "save", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ModelError, match="No space left"):
         trained(asked)
     assert read_state(tmp_path / "run" / "last" / "state.safetensors")[0]
