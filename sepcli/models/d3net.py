@@ -319,8 +319,8 @@ class D3Net(Separator):
 
     @property
     def piece(self) -> int:
-        """From `segment`, down to whole patches of every source."""
-        return max(1, super().piece // self.grid) * self.grid
+        """From `segment`, down to whole patches of every source: two steps at least, since pieces overlap by steps."""
+        return max(2, super().piece // self.grid) * self.grid
 
     def forward(self, mixture: Tensor) -> Estimate:
         spectrum = stft(mixture, self.window, self.hop)  # (B, C, F, N)

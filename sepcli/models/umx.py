@@ -182,8 +182,8 @@ class OpenUnmix(Separator):
 
     @property
     def piece(self) -> int:
-        """From `segment`, down to whole windows of the Wiener filter, one at least."""
-        return max(1, super().piece // self.grid) * self.grid
+        """From `segment`, down to whole windows of the Wiener filter: two at least, since pieces overlap by windows."""
+        return max(2, super().piece // self.grid) * self.grid
 
     def forward(self, mixture: Tensor) -> Estimate:
         spectrum = stft(mixture, self.window, self.hop)  # (B, C, F, N)

@@ -186,7 +186,7 @@ def test_pieces_hold_whole_windows_of_the_filter() -> None:
     assert network().grid == 300 * 128
     assert network().piece == 60 * 44100 // 38_400 * 38_400
     assert network(wiener_iterations=0).grid == network(wiener_window=0).grid == 128
-    assert network(wiener_window=100_000).piece == 100_000 * 128
+    assert network(wiener_window=100_000).piece == 2 * 100_000 * 128, "two, so that pieces can overlap"
 
 
 @torch.inference_mode()
