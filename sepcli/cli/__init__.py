@@ -22,7 +22,6 @@ app = typer.Typer(
 app.command("separate")(separate.separate)
 app.add_typer(models.app, name="models")
 app.add_typer(evaluate.app, name="evaluate")
-
 app.command("bench")(bench.bench)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.add_typer(data.app, name="data")

@@ -155,7 +155,7 @@ def legend(colours: dict[str, str]) -> str:
     return f"<p class=note>{''.join(keys)}</p>"
 
 
-WIDTH, LEFT = 1000, 150  # of charts, in their own units; what stands left of the time axis
+WIDTH, LEFT = 1000, 200  # of charts, in their own units; what stands left of the time axis
 
 
 def chart(lines: Sequence[tuple[str, Sequence[float]]], low: float, high: float, step: int) -> str:
