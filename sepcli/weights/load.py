@@ -59,7 +59,7 @@ def load_separator(
     if is_path(model):
         entry, tensors, digest = from_path(weights_file(model), architecture, settings or {}, require_digest, notice)
     else:
-        entry = catalog.find(model)
+        entry = only_wanted(catalog.find(model), sources, settings or {})
         entry, tensors, digest = from_catalog(entry, offline, require_digest, notice, progress)
     if settings:
         models.check_settings(models.find(entry.architecture), settings)
@@ -77,6 +77,16 @@ def load_separator(
         network = built_from_file(entry, model, asked=asked)
     fill(network, tensors, model)
     return Loaded(network.eval().to(device), entry, digest)
+
+
+def only_wanted(entry: Entry, sources: Sequence[str], settings: Mapping[str, Any]) -> Entry:
+    """The entry without the files of sources that are not wanted, where each has a network and a file of its own."""
+    if not sources or not any(spec.part.startswith("networks.") for spec in entry.files):
+        return entry
+    if not built_from_file(replace(entry, settings={**entry.settings, **settings}), entry.name, asked=True).independent:
+        return entry
+    others = {f"networks.{source}" for source in entry.sources if source not in sources}
+    return replace(entry, files=tuple(spec for spec in entry.files if spec.part not in others))
 
 
 def from_catalog(

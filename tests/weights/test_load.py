@@ -448,3 +448,24 @@ def test_the_hdf5_file_of_nnabla_is_laid_out_as_our_network(tmp_path: Path, monk
             archive[f"lstm_{source}/lstm/bias"] = np.reshape(bias, (2, 2, 4, 4))
     know(monkeypatch, replace(UMX, files=(FileSpec(str(tmp_path / "x.h5"), layout="nnabla_umx"),)))
     same_output(load_separator("um").separator, made)
+
+
+def test_only_the_files_of_the_wanted_sources_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = replace(UMX, settings={**UMX.settings, "wiener_iterations": 0})
+    made = network(alone)
+    specs = []
+    for source in UMX.sources:
+        part = f"networks.{source}"
+        own = {n.removeprefix(f"{part}."): t for n, t in made.state_dict().items() if n.startswith(f"{part}.")}
+        torch.save(own, tmp_path / f"{source}.pth")
+        specs.append(FileSpec(str(tmp_path / f"{source}.pth"), part=part))
+    know(monkeypatch, replace(UMX, files=tuple(specs)))
+    (tmp_path / "other.pth").unlink()
+    settings = {"wiener_iterations": 0}
+    part = load_separator("um", sources=["vocals"], settings=settings).separator
+    sound = torch.randn(1, 1, 5000, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(part(sound).waveforms[:, 0], made(sound).waveforms[:, 0])
+    for more in ({"sources": ["vocals"]}, {"settings": settings}):  # a filter couples them; both are wanted
+        with pytest.raises(ModelError, match=r"other\.pth"):
+            load_separator("um", **more)  # type: ignore[arg-type]
