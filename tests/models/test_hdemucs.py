@@ -11,19 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sepcli.errors import UsageError
-from sepcli.models.hdemucs import (
-    Axis,
-    BandedDecoder,
-    BandedEncoder,
-    DecoderLayer,
-    EncoderLayer,
-    HDemucs,
-    Level,
-    ScaledEmbedding,
-    band_edges,
-)
+from sepcli.models.hdemucs import BandedDecoder, BandedEncoder, HDemucs, band_edges
 from sepcli.models.separator import Traits
 from sepcli.nn.attention import LocalState
+from sepcli.nn.hybrid import Axis, DecoderLayer, EncoderLayer, Level, ScaledEmbedding
 from sepcli.nn.lstm import BLSTM
 from sepcli.nn.residual import DConv, LayerScale
 from sepcli.weights.catalog import find
