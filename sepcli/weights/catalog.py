@@ -166,7 +166,30 @@ def read_catalog(path: Path) -> dict[str, Entry]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelError(f"{path}: cannot be read as a catalog ({error})") from error
-    return {name: read_entry(name, table, str(path)) for name, table in tables.items()}
+    return {name: read_entry(name, inherited(name, tables, str(path)), str(path)) for name in tables}
+
+
+OWN = ("about", "alias", "licence", "commercial", "scores", "files", "bag", "quantised")
+"""What a table never takes from the one that it is `like`: its names, and what is true of published weights only."""
+
+
+def inherited(name: str, tables: Mapping[str, Any], where: str) -> Any:
+    """A table with what it lacks from the table of the file that it is `like`; settings and training word by word."""
+    table = tables[name]
+    if not isinstance(table, Mapping) or "like" not in table:
+        return table
+    other, place = table["like"], f"{where} [{name}]"
+    model = tables.get(other) if isinstance(other, str) else None
+    if not isinstance(model, Mapping):
+        raise ModelError(f"{place}: like = {other!r}: no table of this file", nearest(str(other), tables))
+    if "like" in model:
+        raise ModelError(f"{place}: like = {other!r}: which is itself like {model['like']!r}; name that one")
+    merged = {key: value for key, value in model.items() if key not in OWN}
+    for key, value in table.items():
+        word_by_word = key in ("settings", "training") and isinstance(value, Mapping) and key in merged
+        merged[key] = {**merged[key], **value} if word_by_word else value
+    del merged["like"]
+    return merged
 
 
 def read_entry(name: str, table: Any, where: str) -> Entry:

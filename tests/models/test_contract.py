@@ -1,6 +1,7 @@
 """What every network promises (sepcli/models/separator.py), held over every name of the catalog at its tiny size."""
 
 import copy
+import inspect
 import json
 import re
 from typing import Any
@@ -40,7 +41,9 @@ def alike() -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     seen = set()
     for name, entry in NETWORKS.items():
-        settings = {**entry.settings, **find(entry.architecture).tiny}
+        network = find(entry.architecture)
+        usual = inspect.signature(network).parameters
+        settings = {k: v for k, v in {**entry.settings, **network.tiny}.items() if v != usual[k].default}
         key = json.dumps([entry.architecture, settings, entry.sources, entry.channels, entry.sample_rate], default=list)
         if key not in seen:
             seen.add(key)

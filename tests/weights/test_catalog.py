@@ -89,6 +89,8 @@ def test_an_entry_goes_through_a_checkpoints_metadata_and_back() -> None:
         (GOOD + 'files = [{ url = "x", sha = "y" }]', "unknown key 'sha'"),
         (GOOD + 'files = [{ sha256 = "y" }]', "needs a url"),
         (GOOD.replace("segment = 1.0", ""), "needs architecture, sources, sample_rate and segment"),
+        (GOOD + '[two]\nlike = "on"', "like = 'on': no table of this file; did you mean 'one'?"),
+        (GOOD + '[two]\nlike = "one"\n[three]\nlike = "two"', "which is itself like 'one'"),
         ("one = 3", "must be a table"),
         ("[one", "cannot be read as a catalog"),
     ],
@@ -99,6 +101,56 @@ def test_what_a_catalog_cannot_be_is_told_with_file_table_and_key(tmp_path: Path
         read_catalog(path)
     assert str(path) in str(error.value)
     assert words in str(error.value)
+
+
+def test_a_table_that_is_like_another_takes_what_it_lacks_but_no_names_and_no_files(tmp_path: Path) -> None:
+    text = (
+        GOOD
+        + """
+about = "one"
+alias = ["uno"]
+licence = "MIT"
+settings = { hidden = 8, layers = 2 }
+files = [{ url = "x" }]
+[one.training]
+loss = { name = "l1" }
+stop = { epochs = 3 }
+[two]
+like = "one"
+about = "two"
+settings = { hidden = 16 }
+[two.training]
+loss = { name = "mse" }
+"""
+    )
+    two = read_catalog(written(tmp_path, text))["two"]
+    assert (two.architecture, two.sources, two.segment, two.about) == ("umx.OpenUnmix", ("a",), 1.0, "two")
+    assert two.settings == {"hidden": 16, "layers": 2}
+    assert two.training == {"loss": {"name": "mse"}, "stop": {"epochs": 3}}
+    assert (two.alias, two.files, two.licence) == ((), (), "")
+
+
+@pytest.mark.parametrize(("name", "bridging"), [("x-umx", "BP4"), ("x-d3net", "bands")], ids=["x-umx", "x-d3net"])
+def test_the_ablation_of_the_x_scheme_is_of_loss_bridges_and_combinations(name: str, bridging: str) -> None:
+    rows = {
+        row: (entry.training["loss"]["name"], entry.settings["bridging"], "combinations" in entry.training["loss"])
+        for row in ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "p")
+        for entry in [find(f"{name}-{row}")]
+    }
+    assert rows == {
+        "c1": ("magnitude", "none", False),
+        "c2": ("multi_domain", "none", False),
+        "c3": ("magnitude", bridging, False),
+        "c4": ("magnitude", "none", True),
+        "c5": ("multi_domain", bridging, False),
+        "c6": ("multi_domain", "none", True),
+        "c7": ("magnitude", bridging, True),
+        "p": ("multi_domain", bridging, True),
+    }
+
+
+def test_every_set_of_bridges_is_a_name() -> None:
+    assert [find(f"x-umx-bp{i}").settings["bridging"] for i in range(1, 8)] == [f"BP{i}" for i in range(1, 8)]
 
 
 def test_the_users_own_catalog_comes_after_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
