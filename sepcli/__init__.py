@@ -27,7 +27,7 @@ def load(
     bag_weights: Path | None = None,
     architecture: str | None = None,
     segment: float | None = None,
-    overlap: float = 0.25,
+    overlap: float | str | None = None,
     shifts: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -39,6 +39,7 @@ def load(
 ) -> "Bag":
     """A separator: the model of a name, of a path, or several joined by commas. Options as of `sepcli separate`.
 
+    `overlap` also takes a quality: "fast", "normal" or "best".
     `notice` is told what a user should know, `progress` the bytes of a download, done and in all. Its method
     `separate(mixture, sample_rate)` takes floats (channels, time), an array or a tensor, and gives a dictionary of
     stems of the same kind. Raises sepcli.errors.ModelError, UsageError.

@@ -107,7 +107,9 @@ def evaluate(
     ] = 1,
     device: Annotated[str, typer.Option("--device", "-d", help="For --model: auto, cpu, cuda, cuda:N, mps.")] = "auto",
     segment: Annotated[float | None, typer.Option(help="For --model: length of a piece in seconds.")] = None,
-    overlap: Annotated[float, typer.Option(help="For --model: share of a piece that overlaps the next.")] = 0.25,
+    overlap: Annotated[
+        float | None, typer.Option(help="For --model: share of a piece that overlaps the next. [default: the model's]")
+    ] = None,
     shifts: Annotated[int, typer.Option(help="For --model: passes moved by up to 0.5 s, averaged.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the shifts.")] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="Open no socket: only weights in the cache.")] = False,
@@ -214,7 +216,7 @@ def check(scoring: "Scoring") -> None:
         raise UsageError(f"--bss-ridge {scoring.ridge:g}: must be at least 0 and below 1")
     if not scoring.protocol.window > 0:
         raise UsageError(f"--frame {scoring.protocol.window:g}: must be a positive number of seconds")
-    if not 0 <= scoring.overlap < 1:
+    if scoring.overlap is not None and not 0 <= scoring.overlap < 1:
         raise UsageError(f"--overlap {scoring.overlap:g}: must be at least 0 and below 1")
     if scoring.shifts < 0:
         raise UsageError(f"--shifts {scoring.shifts}: must be at least 0")

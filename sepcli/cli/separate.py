@@ -65,7 +65,16 @@ def separate(
     ] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: torch's own]", min=1)] = None,
     segment: Annotated[float | None, typer.Option(help="Length of a piece in seconds. [default: the model's]")] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a piece that overlaps the next, 0 to below 1.")] = 0.25,
+    quality: Annotated[
+        Literal["fast", "normal", "best"] | None,
+        typer.Option(
+            help="How much pieces overlap, as a word. [default: normal, or what the model has for the device]"
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Share of a piece that overlaps the next, 0 to below 1, in place of --quality."),
+    ] = None,
     shifts: Annotated[int, typer.Option(help="Passes moved by up to 0.5 s, averaged: slower, a little better.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the shifts and of the dither.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Pieces at a time. [default: 1 on the CPU, 4 on CUDA]")] = None,
@@ -118,6 +127,8 @@ def separate(
     from sepcli.inference.files import Plan, check_plan, loader
 
     console.state.progress = progress
+    if quality is not None and overlap is not None:
+        raise UsageError("--quality and --overlap exclude each other", "give one of them")
     plan = Plan(
         model=model,
         out=out,
@@ -138,7 +149,7 @@ def separate(
         precision=precision,
         threads=threads,
         segment=segment,
-        overlap=overlap,
+        overlap=overlap if quality is None else quality,
         shifts=shifts,
         seed=seed,
         batch_size=batch_size,

@@ -46,12 +46,16 @@ class Member:
 
 @dataclass
 class Bag:
-    """What `sepcli.load` returns. Members agree on sources (in any order), rate and channels, else ModelError."""
+    """What `sepcli.load` returns. Members agree on rate and channels, else ModelError.
+
+    Sources go by name: a member may have only some of those that the widest member has, and votes for these.
+    """
 
     members: Sequence[Member]
     name: str
     device: torch.device
-    overlap: float = 0.25
+    overlap: float | str | None = None
+    """A share of a piece, or a quality, or each network's own: see cut_for."""
     batch_size: int = 1
     precision: str = "float32"
     notice: Callable[[str], None] = lambda _: None
@@ -61,12 +65,12 @@ class Bag:
     runners: dict[int, Runner] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first = self.members[0]
-        for member in self.members[1:]:
+        widest = self.widest
+        for member in self.members:
             for trait in ("sources", "sample_rate", "channels"):
-                own, others = getattr(member.separator, trait), getattr(first.separator, trait)
-                if own != others and (trait != "sources" or set(own) != set(others)):
-                    what = f"{first.name} and {member.name} cannot share a bag: {trait} {others} and {own}"
+                own, others = getattr(member.separator, trait), getattr(widest.separator, trait)
+                if own != others and (trait != "sources" or not set(own) <= set(others)):
+                    what = f"{widest.name} and {member.name} cannot share a bag: {trait} {others} and {own}"
                     raise ModelError(what, "choose models that agree")
         for member in self.members:
             key = id(member.separator)
@@ -75,9 +79,14 @@ class Bag:
                 self.runners[key] = Runner(model, self.device, precision=self.precision, notice=self.notice)
 
     @property
+    def widest(self) -> Member:
+        """The member with the most sources: what the bag has, in its order."""
+        return max(self.members, key=lambda member: len(member.separator.sources))
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """What `run` estimates: the sources wanted, else all of them."""
-        return self.wanted or self.members[0].separator.sources
+        return self.wanted or self.widest.separator.sources
 
     @property
     def sample_rate(self) -> int:
@@ -115,13 +124,18 @@ class Bag:
         if len(self.members) == 1:
             yield from outputs[0]
             return
-        weights = torch.tensor([[member.weights[source] for source in self.sources] for member in self.members])
+        weights = torch.tensor(
+            [[member.weights.get(source, 0.0) for source in self.sources] for member in self.members]
+        )
         totals = weights.sum(0)
         if not bool((totals > 0).all()):
             lost = [source for source, total in zip(self.sources, totals, strict=True) if total <= 0]
             raise ModelError(f"no member of bag {self.name} has a weight for {', '.join(lost)}")
         for parts in zip(*outputs, strict=True):
-            mixed = sum(weight[:, None, None] * part for weight, part in zip(weights, parts, strict=True))
+            mixed = torch.zeros(len(self.sources), *parts[0].shape[1:])
+            for member, weight, part in zip(self.members, weights, parts, strict=True):
+                rows = [source in member.separator.sources for source in self.sources]
+                mixed[rows] += weight[rows, None, None] * part
             yield mixed / totals[:, None, None]
 
     def run_member(
@@ -133,9 +147,9 @@ class Bag:
     ) -> Iterator[Tensor]:
         model = member.separator
         runner = self.runners[id(model)]
-        cut = cut_for(model, self.overlap)
+        cut = cut_for(model, self.overlap, self.device.type)
         offset, scale = level(model.level, loudness)
-        order = [model.sources.index(source) for source in self.sources]
+        order = [model.sources.index(source) for source in self.sources if source in model.sources]
         brought = ((block - offset) / scale for block in blocks) if (offset, scale) != (0.0, 1.0) else blocks
         delayed = itertools.chain([torch.zeros(model.channels, member.delay)], brought) if member.delay else brought
         estimated = counted(estimates(pieces(delayed, cut), runner, self.batch_size), cut, self.seconds_a_sample, tick)
@@ -199,7 +213,7 @@ def counted(
 ) -> Iterator[tuple[int, Tensor]]:
     for start, estimate in items:
         yield start, estimate
-        tick(min(cut.stride, estimate.shape[-1]) * seconds_a_sample)
+        tick(max(0, min(cut.stride, estimate.shape[-1]) + min(start, 0)) * seconds_a_sample)
         release()
 
 
@@ -212,7 +226,7 @@ def load_bag(
     architecture: str | None = None,
     settings: Mapping[str, Any] | None = None,
     segment: float | None = None,
-    overlap: float = 0.25,
+    overlap: float | str | None = None,
     shifts: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -226,7 +240,8 @@ def load_bag(
 
     `models` are names of the catalog or paths. `stems` are the sources wanted (none: all); a member without a weight
     for any of them is not loaded. `weights` is a TOML file of weights, see read_weights. `segment` is in seconds;
-    `shifts` counts passes moved by up to half a second, averaged. Raises ModelError, UsageError.
+    `overlap` is a share of a piece or a quality, see cut_for; `shifts` counts passes moved by up to half a second,
+    averaged. Raises ModelError, UsageError.
     """
     place = choose(device)
     members = []
@@ -238,7 +253,7 @@ def load_bag(
             architecture=architecture,
             settings=settings,
             segment=segment or candidate.segment,
-            sources=stems,
+            sources=[stem for stem in stems if not candidate.votes or stem in candidate.votes],
             offline=offline,
             require_digest=require_digest,
             notice=notice,
@@ -249,6 +264,8 @@ def load_bag(
             check_source(name, sources, candidate.model)
         votes = {source: candidate.votes.get(source, 0.0) if candidate.votes else 1.0 for source in sources}
         members.append(Member(loaded.separator, votes, candidate.model, loaded.digest, loaded.entry.licence))
+        if overlap is not None and loaded.separator.context is not None:
+            notice(f"{candidate.model}: --overlap and --quality have no effect, its pieces equal one pass as they are")
     if not members:
         raise UsageError(f"{models} has no weight for {', '.join(stems)}", "see `sepcli models show`")
     return Bag(

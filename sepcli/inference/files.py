@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from sepcli.errors import AudioError, ModelError, UsageError
 from sepcli.inference.sidecar import described, digest_of_file, finished_set, key_of
 from sepcli.weights import checkpoint
 from sepcli.weights.catalog import find, require_weights
-from sepcli.weights.votes import candidates, check_source, identity, is_path, weights_file
+from sepcli.weights.votes import candidates, check_source, every_stem, identity, is_path, weights_file
 
 if TYPE_CHECKING:
     from sepcli.audio.read import Song
@@ -54,7 +55,7 @@ class Plan:
     precision: str = "float32"
     threads: int | None = None
     segment: float | None = None
-    overlap: float = 0.25
+    overlap: float | str | None = None
     shifts: int = 0
     seed: int = 0
     batch_size: int | None = None
@@ -122,19 +123,21 @@ def check_plan(plan: Plan) -> None:
         raise UsageError(f"--bit-depth 32f: {plan.format} has no float samples", "use --format wav or --bit-depth 24")
     if plan.bitrate is not None and plan.format in ("wav", "flac"):
         raise UsageError(f"--bitrate {plan.bitrate}: {plan.format} is lossless", "use --format mp3, ogg or opus")
-    for candidate in candidates(plan.model, plan.bag_weights):
+    members = candidates(plan.model, plan.bag_weights)
+    for candidate in members:
         if not is_path(candidate.model):
             require_weights(find(candidate.model))
-        if candidate.votes:
-            for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
-                check_source(name, tuple(candidate.votes), candidate.model)
+    if all(candidate.votes for candidate in members):
+        known = tuple(dict.fromkeys(itertools.chain(*(candidate.votes for candidate in members))))
+        for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
+            check_source(name, known, plan.model)
     if plan.licence == "commercial":
         check_licences(plan)
 
 
 def check_numbers(plan: Plan) -> None:
     """Refuse numbers that mean nothing. Raises UsageError."""
-    if not 0 <= plan.overlap < 1:
+    if isinstance(plan.overlap, float | int) and not 0 <= plan.overlap < 1:
         raise UsageError(f"--overlap {plan.overlap:g}: must be at least 0 and below 1")
     if plan.shifts < 0:
         raise UsageError(f"--shifts {plan.shifts}: must be at least 0")
@@ -162,12 +165,16 @@ def check_licences(plan: Plan) -> None:
 
 
 def sources_of(plan: Plan) -> tuple[str, ...] | None:
-    """The sources of the plan's model, without loading it; None where only the loaded file says them."""
-    candidate = candidates(plan.model, plan.bag_weights)[0]
-    if not is_path(candidate.model):
-        return find(candidate.model).sources
-    table = checkpoint.read_entry(weights_file(candidate.model))
-    return None if table is None else tuple(map(str, table.get("sources", ())))
+    """The sources of the plan's models, without loading them; None where only a loaded file says them."""
+    found: list[tuple[str, ...]] = []
+    for candidate in candidates(plan.model, plan.bag_weights):
+        if not is_path(candidate.model):
+            found.append(find(candidate.model).sources)
+        elif (table := checkpoint.read_entry(weights_file(candidate.model))) is not None:
+            found.append(tuple(map(str, table.get("sources", ()))))
+        else:
+            return None
+    return max(found, key=len)
 
 
 def stems_of(plan: Plan, sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -175,7 +182,7 @@ def stems_of(plan: Plan, sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
         check_source(name, sources, plan.model)
     if not plan.two_stems:
-        return {name: (name,) for name in plan.stems or sources}
+        return {name: (name,) for name in plan.stems} or every_stem(sources)
     others = tuple(source for source in sources if source != plan.two_stems)
     return {plan.two_stems: (plan.two_stems,), f"no_{plan.two_stems}": others}
 

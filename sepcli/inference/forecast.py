@@ -48,6 +48,7 @@ class Cost:
     weights: int
     length: int
     stride: int
+    border: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def forecast(
     groups: int,
     *,
     device: str = "auto",
-    overlap: float = 0.25,
+    overlap: float | str | None = None,
     shifts: int = 0,
     batch_size: int | None = None,
 ) -> Forecast:
@@ -78,7 +79,7 @@ def forecast(
     place = choose(device)
     if entries is None or seconds is None:
         return Forecast(str(place))
-    costs = [cost(entry, overlap) for entry in entries]
+    costs = [cost(entry, overlap, place.type) for entry in entries]
     lengths = [max(1, math.ceil(seconds * entry.sample_rate)) for entry in entries]
     cuts = [pieces_of(length, c) for length, c in zip(lengths, costs, strict=True)]
     passes = groups * max(1, shifts)
@@ -121,7 +122,7 @@ def outlook(found: Found, index: int, plan: Plan) -> Outlook:
     song = open_song(found.path)
     form, _ = form_of(song, plan)
     entries = entries_of(plan)
-    stems = stems_of(plan, entries[0].sources) if entries else {}
+    stems = stems_of(plan, max((entry.sources for entry in entries), key=len)) if entries else {}
     end = math.inf if plan.end is None else plan.end
     length = None if song.frames is None else max(0.0, min(song.frames / song.sample_rate, end) - plan.start)
     expected = forecast(
@@ -165,27 +166,28 @@ def entries_of(plan: Plan) -> list[Entry] | None:
 
 def pieces_of(samples: int, cost: Cost) -> list[int]:
     """The lengths of a song's pieces: a new one starts every stride as long as samples are left."""
-    return [min(cost.length, samples - start) for start in range(0, samples, cost.stride)]
+    first = -cost.border if samples > 2 * cost.border else 0
+    return [min(cost.length, samples - start) for start in range(first, samples, cost.stride)]
 
 
 @functools.cache
-def _cost(architecture: str, settings: str, traits: str, overlap: float) -> Cost:
+def _cost(architecture: str, settings: str, traits: str, overlap: float | str | None, device: str) -> Cost:
     with torch.device("meta"):
         network = models.build(architecture, json.loads(settings), json.loads(traits))
-    cut = cut_for(network, overlap)
+    cut = cut_for(network, overlap, device)
     weights = sum(value.numel() * value.element_size() for value in [*network.parameters(), *network.buffers()])
     # A short window is enough, and quick where a recurrent layer takes its steps one by one.
     short = min(cut.length, -(-SHORT * network.sample_rate // network.grid) * network.grid)
     tried = short + sum(cut.margins(short))
     operations, activations = measured(network, tried)
     longer = (cut.length + sum(cut.margins(cut.length))) / tried
-    return Cost(operations * longer, int(activations * longer), weights, cut.length, cut.stride)
+    return Cost(operations * longer, int(activations * longer), weights, cut.length, cut.stride, cut.border)
 
 
-def cost(entry: Entry, overlap: float) -> Cost:
+def cost(entry: Entry, overlap: float | str | None = None, device: str = "cpu") -> Cost:
     """What one piece of an entry's network takes. Raises UsageError and ModelError for settings that cannot be."""
     traits = {name: getattr(entry, name) for name in ("sources", "channels", "sample_rate", "segment", "level")}
-    return _cost(entry.architecture, json.dumps(dict(entry.settings)), json.dumps(traits), overlap)
+    return _cost(entry.architecture, json.dumps(dict(entry.settings)), json.dumps(traits), overlap, device)
 
 
 def measured(network: Separator, samples: int) -> tuple[float, int]:

@@ -12,10 +12,12 @@ FULL = {"16": 2**15, "24": 2**23}
 
 
 def keeper(stems: Mapping[str, Sequence[str]], whole: bool = True) -> list[str]:
-    """The stems that get what no network heard: the one that holds `other` or the accompaniment, else all alike.
+    """The stems that get what no network heard: what all sources leave, `other` or the accompaniment, else all alike.
 
     None where the stems are no `whole` set and do not hold it.
     """
+    if left := [stem for stem, sources in stems.items() if not sources]:
+        return left
     for source in BACKING:
         for stem, sources in stems.items():
             if source in sources:

@@ -20,11 +20,11 @@ from sepcli.inference import remainder
 from sepcli.inference.bag import Bag, Loudness
 from sepcli.inference.device import TooLong
 from sepcli.inference.stream import reblock
-from sepcli.weights.votes import check_source
+from sepcli.weights.votes import every_stem
 
 T = TypeVar("T")
 Stems = Mapping[str, Sequence[str]]
-"""What is written: each stem's name, and the sources that it is the sum of."""
+"""What is written: each stem's name, and the sources that it is the sum of; none: what all sources leave."""
 
 
 @dataclass
@@ -49,12 +49,6 @@ class Clip:
 def every_source(bag: Bag) -> dict[str, tuple[str, ...]]:
     """Each source as a stem of its own."""
     return {source: (source,) for source in bag.sources}
-
-
-def two_stems(bag: Bag, name: str) -> dict[str, tuple[str, ...]]:
-    """A source, and the sum of the others as `no_NAME`. Raises UsageError for an unknown source."""
-    check_source(name, bag.sources, bag.name)
-    return {name: (name,), f"no_{name}": tuple(source for source in bag.sources if source != name)}
 
 
 def separate_clip(
@@ -93,31 +87,35 @@ def separate_clip(
     def length() -> int:
         return rounded(clip.frames or 0, out_rate, clip.sample_rate)
 
-    sources = [source for members in stems.values() for source in members]
+    rest = [stem for stem, members in stems.items() if not members]
+    sources = list(dict.fromkeys(bag.sources if rest else itertools.chain(*stems.values())))
     order = torch.tensor([bag.sources.index(source) for source in sources])
     decoded = prefetch(model_blocks(bag, clip))
-    streams = itertools.tee(decoded, 2 * parts if keepers else parts)
+    along = bool(keepers or rest)
+    streams = itertools.tee(decoded, 2 * parts if along else parts)
     estimated = [
         (block[order] for block in bag.run(group_of(stream, index), loudness[index], tick))
         for index, stream in enumerate(streams[:parts])
     ]
-    # Where the upper band is kept, the mixture as the network heard it travels along, as one more source.
+    # Where something is to be taken from it, the mixture as the network heard it travels along, as one more source.
     heard = [reblock((block[None] for block in group_of(s, i)), BLOCK) for i, s in enumerate(streams[parts:])]
-    columns = len(sources) + bool(keepers)
+    names = [*sources, *(["mixture"] if along else [])]
     joined = (
-        stack([torch.cat(pair) for pair in zip(blocks[:parts], blocks[parts:], strict=True)] if keepers else blocks)
+        stack([torch.cat(pair) for pair in zip(blocks[:parts], blocks[parts:], strict=True)] if along else blocks)
         for blocks in zip(*estimated, *heard, strict=True)
     )
-    returned = resample(check_finite(joined, bag, sources), bag.sample_rate, out_rate, length)
+    returned = resample(check_finite(joined, bag, names), bag.sample_rate, out_rate, length)
     own = resample(clip.read(), clip.sample_rate, out_rate, length) if keepers or consistent else itertools.repeat(None)
     with contextlib.closing(decoded):  # its thread ends with this generator, wherever that is left
         for block, mixture in zip(returned, own, strict=False):
-            cells = np.split(block, parts * columns, axis=1)
-            waves = [channels.join(cells[index::columns], clip.channels) for index in range(columns)]
-            remaining = iter(waves)
-            result = {stem: total([next(remaining) for _ in members]) for stem, members in stems.items()}
+            cells = np.split(block, parts * len(names), axis=1)
+            waves = {name: channels.join(cells[i :: len(names)], clip.channels) for i, name in enumerate(names)}
+            result = {stem: total([waves[source] for source in members]) for stem, members in stems.items() if members}
+            if rest:
+                left = waves["mixture"] - total([waves[source] for source in sources])
+                result = {stem: result.get(stem, left) for stem in stems}
             if mixture is not None and keepers:
-                lost = mixture - waves[-1]
+                lost = mixture - waves["mixture"]
                 result = shared(result, lost) if shared else remainder.add_upper_band(result, lost, keepers)
             if mixture is not None and consistent:
                 result = remainder.consistent(result, mixture, consistent)
@@ -149,8 +147,9 @@ def separate_array(
         frames.shape[1],
         len(frames),
     )
-    blocks = until_it_fits(lambda: list(separate_clip(bag, clip, every_source(bag), progress=progress)))
-    joined = {name: np.concatenate([block[name] for block in blocks]).T for name in bag.sources}
+    stems = every_source(bag) if bag.wanted else every_stem(bag.sources)
+    blocks = until_it_fits(lambda: list(separate_clip(bag, clip, stems, progress=progress)))
+    joined = {name: np.concatenate([block[name] for block in blocks]).T for name in stems}
     if isinstance(mixture, Tensor):
         return {name: torch.from_numpy(np.ascontiguousarray(stem)).to(mixture) for name, stem in joined.items()}
     return joined

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,21 +16,29 @@ from sepcli.models.separator import Separator
 class Cut:
     """How a song is cut for one Separator; lengths in samples of its rate.
 
-    Pieces of `length` start every `stride`. A piece's window is wider by `margins(length)`; beyond the song's ends it
-    is filled with zeros, or, with `clipped`, ends where the song does. `fade` (length,) weighs a piece where it
-    overlaps its neighbours.
+    Pieces of `length` start every `stride`, and what a network sees is wider by `margins(length)`. `window` (length,)
+    weighs a piece where it overlaps its neighbours. Beyond the song's ends a piece holds zeros, or the song mirrored
+    (and pieces begin as far before the song as they overlap), or it ends where the song does (clipped).
     """
 
     length: int
     stride: int
     margins: Callable[[int], tuple[int, int]]
-    fade: Tensor
-    clipped: bool = False
+    window: Tensor
+    edge: Literal["zeros", "reflect", "clipped"] = "zeros"
+
+    @property
+    def border(self) -> int:
+        """How many mirrored samples count as part of the song at either end, if it is longer than both together."""
+        return self.length - self.stride if self.edge == "reflect" else 0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a song as the network sees it: `samples` (C, left + length + right or less) from `start` - left."""
+    """A stretch of a song as the network sees it: `samples` (C, left + length + right or less) from `start` - left.
+
+    `start` is below zero where a piece begins in what is mirrored before the song.
+    """
 
     samples: Tensor
     start: int
@@ -37,23 +46,30 @@ class Piece:
     length: int
 
 
-def cut_for(model: Separator, overlap: float = 0.25) -> Cut:
-    """The cut that suits a Separator. Raises UsageError for an overlap outside [0, 1).
+def cut_for(model: Separator, overlap: float | str | None = None, device: str = "cpu") -> Cut:
+    """The cut that suits a Separator. Raises UsageError for an overlap outside [0, 1) or a quality that is none.
 
     With a finite context pieces meet without overlap and equal one pass over the whole song: each starts on the
     network's grid, sees its context rounded up to the grid, and the window ends where the song does, since there the
-    network's own edge is the right one. Otherwise as Demucs' authors do: pieces overlap, faded by a triangle.
+    network's own edge is the right one. Otherwise pieces overlap as its authors let them. `overlap` is a share of a
+    piece, a quality ("fast", "normal", "best"), or None for the quality that the network has on a kind of `device`.
     """
-    if not 0 <= overlap < 1:
-        raise UsageError(f"--overlap {overlap}: must be at least 0 and below 1")
+    share = model.quality.get(device, "normal") if overlap is None else overlap
+    if isinstance(share, str):
+        if share not in model.overlaps:
+            raise UsageError(f"--quality {share}: is not one of {', '.join(model.overlaps)}")
+        share = model.overlaps[share]
+    if not 0 <= share < 1:
+        raise UsageError(f"--overlap {share}: must be at least 0 and below 1")
     grid = model.grid
     if model.context is not None:
         length = round_up(model.piece, grid)
         margin = round_up(model.context, grid)
-        return Cut(length, length, lambda _: (margin, margin), torch.ones(length), clipped=True)
+        return Cut(length, length, lambda _: (margin, margin), torch.ones(length), "clipped")
     length = model.piece
-    stride = max(grid, int((1 - overlap) * length) // grid * grid)
-    return Cut(length, min(stride, length), model.margins, triangle(length))
+    stride = max(grid, int((1 - share) * length) // grid * grid)
+    window = triangle(length) if model.fade == "triangle" else tenth(length)
+    return Cut(length, min(stride, length), model.margins, window, model.edge)
 
 
 def round_up(length: int, grid: int) -> int:
@@ -68,6 +84,12 @@ def triangle(length: int) -> Tensor:
     return weights / weights.max()
 
 
+def tenth(length: int) -> Tensor:
+    """Weights (length,): ones, but for a tenth at either end that rises and falls in a line; never zero."""
+    rise = torch.linspace(0, 1, length // 10).clamp_min(1e-8)  # where nothing else is, a piece counts alone
+    return torch.cat([rise, torch.ones(length - 2 * len(rise)), rise.flip(0)])
+
+
 def pieces(blocks: Iterable[Tensor], cut: Cut) -> Iterator[Piece]:
     """Cut a song, blocks (C, n) of any lengths, into pieces in order of position.
 
@@ -76,13 +98,14 @@ def pieces(blocks: Iterable[Tensor], cut: Cut) -> Iterator[Piece]:
     """
     source = iter(blocks)
     buffer = torch.empty(0, 0)
-    origin = start = 0  # the song's positions of the buffer's first sample and of the piece
+    origin = 0  # the song's position of the buffer's first sample
     ended = False
     full_left, full_right = cut.margins(cut.length)
     past = full_left + cut.length + full_right
 
-    while True:
-        wanted = start + cut.length + full_right + 1
+    def read_to(wanted: int) -> int:
+        """Read on until the buffer ends at `wanted` or beyond, if the song does: where it ends now."""
+        nonlocal buffer, ended
         fresh = []
         end = origin + buffer.shape[-1]
         while not ended and end < wanted:
@@ -94,17 +117,21 @@ def pieces(blocks: Iterable[Tensor], cut: Cut) -> Iterator[Piece]:
                 end += block.shape[-1]
         if fresh:
             buffer = torch.cat([buffer, *fresh], dim=-1) if buffer.numel() else torch.cat(fresh, dim=-1)
-        if start >= end:
-            return
+        return end
 
+    border = cut.border if read_to(2 * cut.border + 1) > 2 * cut.border else 0
+    start = -border
+    while start < (end := read_to(start + cut.length + full_right + 1)):
         length = min(cut.length, end - start)
         left, right = cut.margins(length)
         first, last = start - left, start + length + right
-        samples = buffer[:, max(first - origin, 0) : last - origin]
-        if cut.clipped:
-            left = min(left, start)
+        beyond = max(-first, 0), max(last - end, 0)
+        if cut.edge == "reflect" and any(beyond):
+            samples = mirrored(buffer, first - origin, last - origin, border)
         else:
-            samples = functional.pad(samples, (max(-first, 0), max(last - end, 0)))
+            samples = buffer[:, max(first - origin, 0) : last - origin]
+            left = min(left, start) if cut.edge == "clipped" else left
+            samples = functional.pad(samples, beyond) if cut.edge == "zeros" else samples
         yield Piece(samples, start, left, length)
 
         start += cut.stride
@@ -112,6 +139,20 @@ def pieces(blocks: Iterable[Tensor], cut: Cut) -> Iterator[Piece]:
         if keep:
             buffer = buffer[:, keep:].clone()  # a view would hold the samples that have passed
             origin += keep
+
+
+def mirrored(song: Tensor, first: int, last: int, border: int) -> Tensor:
+    """Samples `first` to `last` of a song (C, n), of which they leave one end or both.
+
+    `border` samples at either end are the song mirrored. What a piece lacks beyond that is itself mirrored where it
+    holds more than half of what it should, else zeros: the rule of the trainer whose networks want this (`demix` of
+    ZFTurbo/Music-Source-Separation-Training).
+    """
+    before, after = max(-first, 0), min(max(last - song.shape[-1], 0), border)
+    samples = functional.pad(song, (before, after), mode="reflect")[:, first + before : last + before]
+    missing = last - first - samples.shape[-1]
+    mode = "reflect" if samples.shape[-1] > (last - first) // 2 else "constant"
+    return functional.pad(samples, (0, missing), mode=mode)
 
 
 @torch.inference_mode()
@@ -147,16 +188,18 @@ def overlap_add(estimates: Iterable[tuple[int, Tensor]], cut: Cut) -> Iterator[T
     """Join pieces into one continuous estimate, as blocks (S, C, n) that no later piece will change.
 
     Each item is a piece's position in the song and its trimmed estimate (S, C, n), n <= cut.length, in order of
-    position. Where pieces overlap they are weighted by cut.fade and divided by the weights' sum; the blocks' lengths
-    sum to the song's.
+    position. Where pieces overlap they are weighted by cut.window and divided by the weights' sum; the blocks' lengths
+    sum to the song's: what a piece estimates of the time before the song is left out.
     """
-    if cut.stride == cut.length and bool((cut.fade == 1).all()):
+    if cut.stride == cut.length and bool((cut.window == 1).all()):
         yield from (estimate for _, estimate in estimates)  # pieces that meet without overlap need no sum
         return
     total = weights = torch.empty(0)  # of the samples from `origin` on
     origin = 0
     for start, estimate in estimates:
-        fade = cut.fade[: estimate.shape[-1]].to(estimate.device)
+        before = max(-start, 0)
+        fade = cut.window[before : estimate.shape[-1]].to(estimate.device)
+        estimate, start = estimate[..., before:], start + before
         if start > origin:
             done = start - origin
             yield total[..., :done] / weights[:done]

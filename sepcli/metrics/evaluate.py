@@ -58,7 +58,7 @@ class Scoring:
     allow_length_mismatch: bool = False
     device: str = "auto"
     segment: float | None = None
-    overlap: float = 0.25
+    overlap: float | None = None
     shifts: int = 0
     seed: int = 0
     offline: bool = False

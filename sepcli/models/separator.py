@@ -4,7 +4,7 @@ Shape letters everywhere: B batch, S sources, C channels, T samples, K bands, F 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
 
 from torch import Tensor, nn
 
@@ -51,6 +51,14 @@ class Separator(nn.Module):
     """Settings of the smallest network that still has every part, for tests."""
     independent: bool = False
     """Each source has a network of its own, under `networks.SOURCE`, and nothing couples them."""
+    fade: ClassVar[Literal["triangle", "tenth"]] = "triangle"
+    """How pieces that overlap are weighted: by a triangle, or by ones with a tenth of the piece faded at either end."""
+    edge: ClassVar[Literal["zeros", "reflect"]] = "zeros"
+    """What a piece hears beyond the song's ends: nothing, or the song mirrored there."""
+    overlaps: ClassVar[Mapping[str, float]] = {"fast": 0.1, "normal": 0.25, "best": 0.5}
+    """The share of a piece that overlaps the next, for each quality."""
+    quality: ClassVar[Mapping[str, str]] = {}
+    """The quality that a kind of device has by default, where it is not `normal`."""
 
     def __init__(self, **traits: Unpack[Traits]) -> None:
         super().__init__()

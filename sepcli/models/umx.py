@@ -187,8 +187,8 @@ class OpenUnmix(Separator):
 
     def forward(self, mixture: Tensor) -> Estimate:
         spectrum = stft(mixture, self.window, self.hop)  # (B, C, F, N)
-        edge = self.edge(spectrum.shape[-1])
-        spectrum = spectrum[..., edge : spectrum.shape[-1] - edge]
+        overhang = self.overhang(spectrum.shape[-1])
+        spectrum = spectrum[..., overhang : spectrum.shape[-1] - overhang]
         mixture_magnitudes = spectrum.abs()
         magnitudes = self.masks(mixture_magnitudes) * mixture_magnitudes.unsqueeze(1)
         if self.training:
@@ -207,14 +207,14 @@ class OpenUnmix(Separator):
             )
         if self.residual:
             magnitudes = torch.cat([magnitudes, estimates[:, -1:].abs()], dim=1)
-        waveforms = istft(functional.pad(estimates, (edge, edge)), self.window, self.hop, mixture.shape[-1])
+        waveforms = istft(functional.pad(estimates, (overhang, overhang)), self.window, self.hop, mixture.shape[-1])
         return Estimate(waveforms, magnitudes)
 
     def reference(self, sources: Tensor) -> Estimate:
         """True sources with their magnitudes (B, S, C, F, N), of the frames that `forward` estimates."""
         magnitudes = stft(sources, self.window, self.hop).abs()
-        edge = self.edge(magnitudes.shape[-1])
-        return Estimate(sources, magnitudes[..., edge : magnitudes.shape[-1] - edge])
+        overhang = self.overhang(magnitudes.shape[-1])
+        return Estimate(sources, magnitudes[..., overhang : magnitudes.shape[-1] - overhang])
 
     def masks(self, magnitudes: Tensor) -> Tensor:
         """The mixture's magnitudes (B, C, F, N) -> masks (B, S, C, F, N), bridged at the chosen gaps."""
@@ -228,10 +228,10 @@ class OpenUnmix(Separator):
         paths = average(paths) if 3 in self.gaps else paths
         return torch.stack([network.affine3(x) for network, x in zip(networks, paths, strict=True)], dim=1)
 
-    def edge(self, frames: int) -> int:
+    def overhang(self, frames: int) -> int:
         """Frames at either end that reach over the sound and are left out in training, where some remain."""
-        edge = len(self.window) // 2 // self.hop if self.training and not self.gaps else 0
-        return edge if frames > 2 * edge else 0
+        overhang = len(self.window) // 2 // self.hop if self.training and not self.gaps else 0
+        return overhang if frames > 2 * overhang else 0
 
     def standardise(self, mixtures: Iterable[Tensor]) -> None:
         """Set each network's input mean and scale from whole mixtures (C, T), before training."""

@@ -95,9 +95,20 @@ def identity(model: str) -> list[str]:
     return [file.sha256 or file.url for file in find(model).files]
 
 
+def every_stem(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is written of a model, each stem with the sources that it sums: of one with a single target the rest too.
+
+    `no_NAME`, of no source, is what the target leaves of the mixture.
+    """
+    rest: dict[str, tuple[str, ...]] = {f"no_{sources[0]}": ()} if len(sources) == 1 else {}
+    return {source: (source,) for source in sources} | rest
+
+
 def check_source(name: str, sources: Sequence[str], model: str) -> None:
     """Refuse a source that a model does not have. Raises UsageError."""
     if name not in sources:
+        if name.startswith("no_") and name.removeprefix("no_") in sources:
+            raise UsageError(f"{model} has no source {name!r}", f"use --two-stems {name.removeprefix('no_')}")
         near = difflib.get_close_matches(name, sources, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"{model} has no stem {name!r}", f"{guess}it has {', '.join(sources)}")

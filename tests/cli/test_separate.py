@@ -53,6 +53,54 @@ def test_two_stems_are_one_and_the_sum_of_the_others(sepcli, song, tmp_path: Pat
     assert np.abs(rest - 0.5 * mixture).max() < 1e-6
 
 
+@pytest.mark.parametrize("rate", [44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_single_target_leaves_the_rest_of_the_song(sepcli, song, tmp_path: Path, rate: int, channels: int) -> None:
+    model = passthrough.save(tmp_path / "voice.safetensors", {"vocals": 0.3}, level={"deviation": 1.0})
+    path = song("a.wav", rate=rate, channels=channels, subtype="FLOAT")
+    done = sepcli(path, "--model", model)
+    assert done.lines == ["separated/voice/a/vocals.wav", "separated/voice/a/no_vocals.wav"], done.err
+    mixture, _ = soundfile.read(path)
+    vocals, rest = (soundfile.read(tmp_path / f"separated/voice/a/{stem}.wav")[0] for stem in ("vocals", "no_vocals"))
+    assert np.abs(vocals + rest - mixture).max() < 1e-6, "in the song's own scale, with all that no network heard"
+    heard = 44100 / rate  # of the noise's band
+    assert np.square(vocals).mean() == pytest.approx(0.09 * heard * np.square(mixture).mean(), rel=0.1)
+    same = sepcli(path, "--model", model, "--two-stems", "vocals", "--out", "two")
+    assert [Path(line).name for line in same.lines] == ["vocals.wav", "no_vocals.wav"]
+    again, _ = soundfile.read(tmp_path / same.lines[1])
+    assert np.array_equal(again, rest)
+    if channels == 2:
+        exact = sepcli(path, "--model", model, "--consistent", "--bit-depth", "16", "--out", "exact")
+        parts = [soundfile.read(tmp_path / line, dtype="int16")[0].astype(int) for line in exact.lines]
+        assert np.array_equal(sum(parts), np.rint(mixture * 32768).astype(int))
+    only = sepcli(path, "--model", model, "--stems", "vocals", "--out", "one")
+    assert [Path(line).name for line in only.lines] == ["vocals.wav"]
+    refused = sepcli(path, "--model", model, "--stems", "no_vocals", "--out", "none")
+    assert (refused.code, "use --two-stems vocals" in refused.err) == (2, True)
+
+
+def test_of_a_single_target_what_no_network_heard_may_be_dropped(sepcli, song, tmp_path: Path) -> None:
+    model = passthrough.save(tmp_path / "voice.safetensors", {"vocals": 0.25})
+    path = song("a.wav", rate=96000, subtype="FLOAT")
+    sepcli(path, "--model", model, "--upper-band", "drop")
+    vocals, rest = (soundfile.read(tmp_path / f"separated/voice/a/{stem}.wav")[0] for stem in ("vocals", "no_vocals"))
+    assert np.abs(rest - 3 * vocals).max() < 1e-5
+
+
+def test_the_word_of_a_quality_is_an_overlap(sepcli, song) -> None:
+    path = song("a.wav", seconds=3.0)
+    counts = [
+        json.loads(sepcli(path, "--dry-run", "--json", *option).out)["segments"]
+        for option in ([], ["--quality", "fast"], ["--quality", "normal"], ["--quality", "best"], ["--overlap", "0.5"])
+    ]
+    assert counts == [4, 4, 4, 6, 6]
+    done = sepcli(path, "--quality", "best", "--overlap", "0.5")
+    assert done.code == 2
+    assert done.err == "sepcli: error: --quality and --overlap exclude each other; give one of them\n"
+    unknown = sepcli(path, "--quality", "finest")
+    assert (unknown.code, "finest" in unknown.err) == (2, True)
+
+
 def test_only_the_stems_asked_for_are_written(sepcli, song, tmp_path: Path) -> None:
     done = sepcli(song("a.wav"), "--stems", "vocals,bass")
     assert done.lines == ["separated/pass/a/vocals.wav", "separated/pass/a/bass.wav"]

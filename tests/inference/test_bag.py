@@ -39,7 +39,7 @@ def network(tone: float = 1.0, segment: float = 1.0, **changes: Any) -> Coloured
 
 
 def member(model: Separator, *weights: float, name: str = "m") -> Member:
-    return Member(model, dict(zip(model.sources, weights or [1.0] * 3, strict=True)), name)
+    return Member(model, dict(zip(model.sources, weights or [1.0] * len(model.sources), strict=True)), name)
 
 
 def song(length: int = 3210, seed: int = 0) -> Tensor:
@@ -70,6 +70,19 @@ def test_members_may_order_their_sources_differently() -> None:
     assert relative(run(Bag([one, two], "x", CPU), song()), expected) < 1e-6
 
 
+def test_a_member_with_some_of_the_sources_votes_for_these() -> None:
+    four = member(network(1.0), 1, 1, 3)
+    one = Member(network(2.0, sources=["c"], segment=0.4), {"c": 1.0}, "one")  # its c is the mixture under a ramp
+    alone = [run(Bag([m], "x", CPU), song()) for m in (four, one)]
+    expected = torch.stack([alone[0][0], alone[0][1], (3 * alone[0][2] + alone[1][0]) / 4])
+    for members in ([four, one], [one, four]):
+        bag = Bag(members, "x", CPU)
+        assert bag.sources == ("a", "b", "c")
+        assert relative(run(bag, song()), expected) < 1e-6
+    some = run(Bag([one, four], "x", CPU, wanted=("c", "a")), song())
+    assert relative(some, expected[[2, 0]]) < 1e-6
+
+
 def test_only_the_wanted_sources_come_back_in_the_order_asked() -> None:
     whole = run(Bag([member(network())], "x", CPU), song())
     some = run(Bag([member(network())], "x", CPU, wanted=("c", "a")), song())
@@ -77,7 +90,12 @@ def test_only_the_wanted_sources_come_back_in_the_order_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [({"sources": ["a", "b", "d"]}, "sources"), ({"sample_rate": 2000}, "sample_rate")]
+    ("change", "word"),
+    [
+        ({"sources": ["a", "b", "d"]}, "sources"),
+        ({"sources": ["d"]}, "sources"),
+        ({"sample_rate": 2000}, "sample_rate"),
+    ],
 )
 def test_members_that_do_not_agree_are_refused(change: dict[str, Any], word: str) -> None:
     other = network(**change)
@@ -169,6 +187,12 @@ def test_weights_from_a_file_count_for_each_source(tmp_path: Path, monkeypatch: 
     assert float(out[1].abs().max()) == 0
     only = load_bag(f"{one},{two}", device="cpu", weights=weights, stems=["b"])
     assert [m.name for m in only.members] == [str(one)]
+    few = passthrough.save(tmp_path / "few.safetensors", {"b": 0.5})
+    weights.write_text(f'["{one}"]\na = 1\nb = 1\n["{few}"]\nb = 3\n')
+    mixed = load_bag(f"{few},{one}", device="cpu", weights=weights, stems=["a", "b"])
+    out = run(mixed, sound)
+    assert relative(out[0], sound) < 1e-6
+    assert relative(out[1], 0.375 * sound) < 1e-6
     weights.write_text('["elsewhere"]\na = 3\n')
     with pytest.raises(UsageError, match="elsewhere is not among the models"):
         load_bag(f"{one},{two}", weights=weights)

@@ -48,6 +48,7 @@ def test_in_float_the_sum_is_the_mixture_to_its_rounding() -> None:
 def test_the_upper_band_goes_to_the_accompaniment_or_to_all_alike() -> None:
     assert keeper({"vocals": ("vocals",), "no_vocals": ("drums", "other")}) == ["no_vocals"]
     assert keeper({"a": ("a",), "b": ("b",)}) == ["a", "b"]
+    assert keeper({"vocals": ("vocals",), "no_vocals": ()}) == ["no_vocals"]
     upper = np.ones((5, 2), np.float32)
     result = add_upper_band({"a": upper, "b": upper}, upper, ["a", "b"])
     assert np.array_equal(result["a"], 1.5 * upper)

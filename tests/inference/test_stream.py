@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sepcli.errors import UsageError
-from sepcli.inference.stream import Cut, cut_for, drop, estimates, overlap_add, pieces, reblock, triangle
+from sepcli.inference.stream import Cut, cut_for, drop, estimates, overlap_add, pieces, reblock, tenth, triangle
 from sepcli.models.separator import Estimate, Separator
+from tests.models import public_code
 
 TRAITS = {"sources": ["a", "b"], "channels": 2, "sample_rate": 1000, "level": {}}
 
@@ -48,7 +49,7 @@ def test_pieces_of_a_finite_context_equal_one_pass(length: int, size: int) -> No
     model = Filter(segment=0.3, **TRAITS).eval()
     sound = song(length)
     cut = cut_for(model)
-    assert (cut.length, cut.stride, cut.clipped) == (304, 304, True)
+    assert (cut.length, cut.stride, cut.edge) == (304, 304, "clipped")
     joined = in_pieces(model, sound, cut, size)
     torch.testing.assert_close(joined, model(sound[None]).waveforms[0], rtol=0, atol=1e-6)
 
@@ -56,7 +57,7 @@ def test_pieces_of_a_finite_context_equal_one_pass(length: int, size: int) -> No
 def test_too_small_a_context_is_noticed_by_that_comparison() -> None:
     model = Filter(segment=0.3, **TRAITS).eval()
     sound = song(2000)
-    small = Cut(304, 304, lambda _: (16, 16), torch.ones(304), clipped=True)
+    small = Cut(304, 304, lambda _: (16, 16), torch.ones(304), "clipped")
     assert (in_pieces(model, sound, small) - model(sound[None]).waveforms[0]).abs().max() > 1e-3
 
 
@@ -69,8 +70,8 @@ def loop(model: Separator, sound: Tensor, cut: Cut) -> Tensor:
         padded = torch.nn.functional.pad(sound, (left, right))
         window = padded[:, start : start + left + length + right]
         estimate = model(window[None]).waveforms[0][..., left : left + length]
-        total[..., start : start + length] += cut.fade[:length] * estimate
-        weights[start : start + length] += cut.fade[:length]
+        total[..., start : start + length] += cut.window[:length] * estimate
+        weights[start : start + length] += cut.window[:length]
     return total / weights
 
 
@@ -167,3 +168,109 @@ def test_pieces_and_joins_are_those_of_demucs(length: int, overlap: float) -> No
     model = Ours(segment=4.0, **TRAITS)
     joined = in_pieces(model, sound, cut_for(model, overlap))
     assert (joined - expected).abs().max() == 0.0
+
+
+class Whole(Separator):
+    """A network of one fixed piece length, as the public trainer runs them; it tells places within a piece apart."""
+
+    fade = "tenth"
+    edge = "reflect"
+    overlaps = {"fast": 0.1, "normal": 0.5, "best": 0.75}  # noqa: RUF012
+    quality = {"cuda": "best"}  # noqa: RUF012
+
+    def margins(self, length: int) -> tuple[int, int]:
+        return 0, self.piece - length
+
+    def forward(self, mixture: Tensor) -> Estimate:
+        assert mixture.shape[-1] == self.piece
+        ramp = torch.linspace(0.5, 2.0, self.piece)
+        return Estimate(torch.stack([mixture * ramp, mixture.flip(-1).cumsum(-1) * 0.01 + mixture], dim=1))
+
+
+class Identity(Whole):
+    def forward(self, mixture: Tensor) -> Estimate:
+        assert mixture.shape[-1] == self.piece
+        return Estimate(torch.stack([mixture, -mixture], dim=1))
+
+
+@pytest.mark.parametrize("quality", ["fast", "normal", "best"])
+@pytest.mark.parametrize("segment", [0.1, 0.101])
+def test_an_identity_comes_back_at_every_length_and_quality(quality: str, segment: float) -> None:
+    model = Identity(segment=segment, **TRAITS)
+    for length in [*range(1, 3 * model.piece, 7), model.piece, 2 * model.piece, 3 * model.piece]:
+        sound = song(length)
+        joined = in_pieces(model, sound, cut_for(model, quality), size=37)
+        torch.testing.assert_close(joined, torch.stack([sound, -sound]), rtol=0, atol=1e-6)
+
+
+def test_pieces_that_only_meet_have_no_hole_where_they_do() -> None:
+    model, sound = Identity(segment=0.1, **TRAITS), song(1001)
+    joined = in_pieces(model, sound, cut_for(model, 0.0))
+    torch.testing.assert_close(joined[0], sound, rtol=0, atol=1e-6)
+
+
+def test_the_window_of_a_tenth_rises_stays_and_falls() -> None:
+    window = tenth(50)
+    torch.testing.assert_close(window[:6], torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 1.0]), rtol=0, atol=1e-7)
+    assert torch.equal(window, window.flip(0))
+    assert bool((window[5:45] == 1).all() and (window > 0).all())
+    assert tenth(3).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_quality_is_an_overlap_of_the_networks_own() -> None:
+    trainers, demucs = Whole(segment=0.1, **TRAITS), Filter(segment=0.1, **TRAITS)
+    demucs.context, demucs.grid = None, 1
+    assert [cut_for(trainers, word).stride for word in ("fast", "normal", "best", None)] == [90, 50, 25, 50]
+    assert [cut_for(demucs, word).stride for word in ("fast", "normal", "best", None)] == [90, 75, 50, 75]
+    assert (cut_for(trainers, None, "cuda").stride, cut_for(demucs, None, "cuda").stride) == (25, 75)
+    assert cut_for(trainers, 0.2, "cuda").stride == 80
+    with pytest.raises(UsageError, match="--quality finest: is not one of fast, normal, best"):
+        cut_for(trainers, "finest")
+
+
+def test_a_mirrored_song_is_not_read_further_than_needed() -> None:
+    taken = 0
+
+    def endless() -> "itertools.chain[Tensor]":
+        nonlocal taken
+        while True:
+            taken += 1
+            yield torch.zeros(2, 10)
+
+    found = list(itertools.islice(pieces(endless(), cut_for(Whole(segment=0.1, **TRAITS), 0.75)), 20))
+    assert [piece.start for piece in found] == [25 * k - 75 for k in range(20)]
+    assert taken * 10 <= 19 * 25 - 75 + 100 + 1 + 10
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("overlaps", [2, 4])
+@pytest.mark.parametrize("segment", [0.1, 0.101])
+def test_pieces_and_joins_are_those_of_the_public_trainer(overlaps: int, segment: float, monkeypatch) -> None:
+    path = "Music-Source-Separation-Training/utils/model_utils.py"
+    public = public_code.module(path, monkeypatch, ml_collections={"ConfigDict": dict}, muon={"Muon": None})
+    model = Whole(segment=segment, **TRAITS)
+    settings = {
+        "training": {"instruments": ["a", "b"], "target_instrument": None, "use_amp": False},
+        "inference": {"num_overlap": overlaps, "batch_size": 1},
+        "audio": {"chunk_size": model.piece},
+    }
+    for length in [1, 2, 40, 50, 51, 52, 75, 99, 100, 101, 102, 149, 150, 151, 152, 153, 199, 200, 201, 777, 1234]:
+        sound = song(length)
+        expected = public.demix(Settings(settings), lambda x: model(x).waveforms, sound.numpy(), "cpu", "scnet")
+        joined = in_pieces(model, sound, cut_for(model, 1 - 1 / overlaps), size=777)
+        found = torch.stack([torch.from_numpy(expected[name]) for name in ("a", "b")])
+        # Of a short song the trainer loses the samples that it weighs with nothing; ours have their piece's estimate.
+        lost = found.abs().amax((0, 1)) == 0
+        assert int(lost.sum()) <= (1 if length <= 2 * cut_for(model, 1 - 1 / overlaps).border else 0)
+        torch.testing.assert_close(joined[..., ~lost], found[..., ~lost], rtol=0, atol=1e-5)
+
+
+class Settings(dict):
+    """Nested settings by attribute, as the public code reads them."""
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            value = self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        return Settings(value) if isinstance(value, dict) else value
