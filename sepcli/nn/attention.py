@@ -44,3 +44,23 @@ class LocalState(nn.Module):
         weights = scores.masked_fill(distance == 0, -100.0).softmax(dim=2)
         out: Tensor = self.proj((content @ weights).flatten(1, 2))
         return x + out
+
+
+def attended(layer: LocalState, x: Tensor, block: int = 256) -> Tensor:
+    """`layer(x)` for inference, to rounding: a block of queries at a time, so that memory grows with T and not T²."""
+    steps = x.shape[-1]
+    query, key, content, decay = (
+        torch.unflatten(part(x), 1, (layer.heads, -1)).flatten(0, 1)  # (B * heads, d, T)
+        for part in (layer.query, layer.key, layer.content, layer.query_decay)
+    )
+    query = query.transpose(1, 2) / query.shape[1] ** 0.5
+    slope = -torch.einsum("f,bfs->bs", layer.slopes, decay.sigmoid())[..., None]
+    content = content.transpose(1, 2).contiguous()
+    step = torch.arange(steps, dtype=torch.float32)
+    out = torch.empty_like(content)
+    for first in range(0, steps, block):
+        rows = slice(first, min(first + block, steps))
+        scores = (slope[:, rows] * (step[rows, None] - step).abs()).baddbmm_(query[:, rows], key)
+        scores[:, step[rows].long() - first, step[rows].long()] = -100.0  # a step does not look at itself
+        out[:, rows] = scores.softmax(dim=2) @ content
+    return x + layer.proj(torch.unflatten(out.transpose(1, 2), 0, (-1, layer.heads)).flatten(1, 2))
