@@ -21,7 +21,8 @@ class Foreign:
     """A class of another package. `defaults` has its arguments in order; one that is not given has that value.
 
     `names` are arguments with another name here; `fixed` have one value here and no setting; `training` do not matter
-    to a network that is loaded. `always` are settings here that its networks all have.
+    to a network that is loaded. `always` are settings here that its networks all have; `longest` the setting that says
+    how long a piece may be, where that is more than a trait.
     """
 
     architecture: str
@@ -30,6 +31,7 @@ class Foreign:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     training: tuple[str, ...] = ()
     always: Mapping[str, Any] = field(default_factory=dict)
+    longest: str = ""
 
 
 RESIDUAL = {"dconv_mode": 1, "dconv_depth": 2, "dconv_comp": 4, "dconv_attn": 4, "dconv_lstm": 4, "dconv_init": 1e-4}
@@ -52,6 +54,40 @@ CLASSES = {
             "context": 1, "context_enc": 0,
         },
         training=("end_iters",),
+    ),
+    "demucs.htdemucs.HTDemucs": Foreign(
+        architecture="htdemucs.HTDemucs",
+        defaults={
+            "sources": None, "audio_channels": 2, "channels": 48, "channels_time": None, "growth": 2, "nfft": 4096,
+            "wiener_iters": 0, "end_iters": 0, "wiener_residual": False, "cac": True, "depth": 4, "rewrite": True,
+            "multi_freqs": None, "multi_freqs_depth": 3, "freq_emb": 0.2, "emb_scale": 10, "emb_smooth": True,
+            "kernel_size": 8, "time_stride": 2, "stride": 4, "context": 1, "context_enc": 0, "norm_starts": 4,
+            "norm_groups": 4, "dconv_mode": 1, "dconv_depth": 2, "dconv_comp": 8, "dconv_init": 1e-3,
+            "bottom_channels": 0, "t_layers": 5, "t_emb": "sin", "t_hidden_scale": 4.0, "t_heads": 8,
+            "t_dropout": 0.0, "t_max_positions": 10000, "t_norm_in": True, "t_norm_in_group": False,
+            "t_group_norm": False, "t_norm_first": True, "t_norm_out": True, "t_max_period": 10000.0,
+            "t_weight_decay": 0.0, "t_lr": None, "t_layer_scale": True, "t_gelu": True, "t_weight_pos_embed": 1.0,
+            "t_sin_random_shift": 0, "t_cape_mean_normalize": True, "t_cape_augment": True,
+            "t_cape_glob_loc_scale": [5000.0, 1.0, 1.4], "t_sparse_self_attn": False, "t_sparse_cross_attn": False,
+            "t_mask_type": "diag", "t_mask_random_seed": 42, "t_sparse_attn_window": 500, "t_global_window": 100,
+            "t_sparsity": 0.95, "t_auto_sparsity": False, "t_cross_first": False, "rescale": 0.1,
+            "samplerate": 44100, "segment": 10, "use_train_segment": True,
+        },
+        names={"channels": "width"},
+        fixed={
+            "channels_time": None, "growth": 2, "wiener_iters": 0, "wiener_residual": False, "cac": True,
+            "rewrite": True, "multi_freqs": None, "kernel_size": 8, "stride": 4, "context": 1, "context_enc": 0,
+            "norm_starts": 4, "t_emb": "sin", "t_norm_in": True, "t_norm_in_group": False, "t_group_norm": False,
+            "t_norm_first": True, "t_norm_out": True, "t_max_period": 10000.0, "t_layer_scale": True, "t_gelu": True,
+            "t_weight_pos_embed": 1.0, "t_sparse_self_attn": False, "t_sparse_cross_attn": False,
+            "t_cross_first": False, "use_train_segment": True,
+        },
+        training=(  # or of variants that `fixed` excludes
+            "end_iters", "multi_freqs_depth", "time_stride", "norm_groups", "t_max_positions", "t_weight_decay", "t_lr",
+            "t_sin_random_shift", "t_cape_mean_normalize", "t_cape_augment", "t_cape_glob_loc_scale", "t_mask_type",
+            "t_mask_random_seed", "t_sparse_attn_window", "t_global_window", "t_sparsity", "t_auto_sparsity",
+        ),
+        longest="trained",
     ),
     "demucs.demucs.Demucs": Foreign(
         architecture="demucs.Demucs",
@@ -103,7 +139,7 @@ def describe(published: Published, where: str) -> Description | None:
     given = {**dict(zip(known.defaults, published.order, strict=False)), **published.carried}
     arguments = {**known.defaults, **{name: value for name, value in given.items() if name in known.defaults}}
     for name, value in known.fixed.items():
-        if arguments[name] != value:
+        if arguments[name] != value and (arguments[name] or value):  # no bands are [] or None
             what = f"{where}: {name} = {str(arguments[name])[:40]} of {published.klass} has no counterpart here"
             raise ModelError(what, f"only {name} = {value} is known")
     skipped = {*known.fixed, *known.training, *TRAITS}
@@ -112,6 +148,8 @@ def describe(published: Published, where: str) -> Description | None:
         settings["wiener_iterations"] = 0  # complex spectrograms are never filtered, whatever the argument says
     settings |= known.always
     traits = {ours: plain(arguments[theirs]) for theirs, ours in TRAITS.items() if arguments[theirs] is not None}
+    if known.longest:
+        settings[known.longest] = traits["segment"]
     if isinstance(traits.get("sources"), int):
         del traits["sources"]  # demucs v1 says how many there are, not which
     dropped = tuple(name[:40] for name in given if name not in known.defaults)

@@ -406,13 +406,15 @@ def test_a_file_that_torchaudio_wrote_fits_the_catalogs_own_renaming(tmp_path: P
 
 
 @pytest.mark.reference
-def test_our_table_of_demucs_arguments_is_that_of_the_package() -> None:
+@pytest.mark.parametrize("klass", ["demucs.hdemucs.HDemucs", "demucs.htdemucs.HTDemucs"])
+def test_our_table_of_demucs_arguments_is_that_of_the_package(klass: str) -> None:
     import inspect
 
-    theirs = pytest.importorskip("demucs.hdemucs").HDemucs
+    module, name = klass.rsplit(".", 1)
+    theirs = getattr(pytest.importorskip(module), name)
     parameters = dict(inspect.signature(theirs.__init__).parameters)
     del parameters["self"]
-    table = CLASSES["demucs.hdemucs.HDemucs"].defaults
+    table = CLASSES[klass].defaults
     assert list(table) == list(parameters)
     assert all(p.default in (table[name], inspect.Parameter.empty) for name, p in parameters.items())
 
