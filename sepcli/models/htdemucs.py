@@ -5,7 +5,7 @@ its public code (facebookresearch/demucs, package demucs 4.1.0) differ, this is 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -51,8 +51,10 @@ class Attention(nn.Module):
         width = queries.shape[-1]
         query = F.linear(queries, self.in_proj_weight[:width], self.in_proj_bias[:width])
         key, value = F.linear(keys, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
-        split = [torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)]
-        out: Tensor = self.out_proj(F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+        query, key, value = (
+            torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )  # (B, heads, M or N, H / heads)
+        out: Tensor = self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
         return out
 
 
@@ -109,8 +111,8 @@ class CrossTransformer(nn.Module):
         bins = x.shape[2]
         x = self.norm_in(x.movedim(1, 3).transpose(1, 2))  # (B, N, F, H)
         xt = self.norm_in_t(xt.transpose(1, 2))  # (B, T, H)
-        x = (x + plane_positions(*x.shape[1:], device=x.device)).flatten(1, 2)
-        xt = xt + line_positions(*xt.shape[1:], device=xt.device)
+        x = (x + plane_positions(x)).flatten(1, 2)
+        xt = xt + line_positions(xt)
         for layer, layer_t in zip(self.layers, self.layers_t, strict=True):
             x, xt = layer(x, xt), layer_t(xt, x)
         return torch.unflatten(x, 1, (-1, bins)).permute(0, 3, 2, 1), xt.transpose(1, 2)
@@ -191,16 +193,16 @@ class HTDemucs(Separator):
                 residual = DConv(channels, depth=dconv_depth, compress=dconv_comp, initial=dconv_init)
             return Level(channels, 0, True, residual)
 
-        def branch(channels: int, axis: Axis) -> tuple[list[EncoderLayer], list[DecoderLayer]]:
+        def branch(channels: int, axis: Axis) -> tuple[Sequence[EncoderLayer], Sequence[DecoderLayer]]:
             """Encoder from `channels`, decoder to as many for each source, innermost layer first, as published."""
             inputs = [channels, *(width * 2**index for index in range(depth))]
             outputs = [channels * len(self.sources), *inputs[1:]]
             encoder = [EncoderLayer(inputs[index], level(index, 1), axis) for index in range(depth)]
             decoder = [DecoderLayer(level(i, 2), outputs[i], axis, last=i == 0) for i in reversed(range(depth))]
-            return encoder, decoder
+            return listed(encoder), listed(decoder)
 
-        self.encoder, self.decoder = map(listed, branch(2 * self.channels, Axis(spectral=True)))
-        self.tencoder, self.tdecoder = map(listed, branch(self.channels, Axis(spectral=False)))
+        self.encoder, self.decoder = branch(2 * self.channels, Axis(spectral=True))
+        self.tencoder, self.tdecoder = branch(self.channels, Axis(spectral=False))
         if rescale:
             rescale_convolutions(self, rescale)
 
@@ -268,26 +270,24 @@ def resized(outer: int, inner: int) -> tuple[nn.Module, nn.Module]:
     return nn.Conv1d(outer, inner, 1), nn.Conv1d(inner, outer, 1)
 
 
-def line_positions(length: int, width: int, device: torch.device) -> Tensor:
-    """Cosines, then sines, of positions in time: (length, width)."""
-    half = width // 2
-    steps = torch.arange(half, device=device) / (half - 1)
-    phase = torch.arange(length, device=device)[:, None] / PERIOD**steps
+def line_positions(x: Tensor) -> Tensor:
+    """Of tokens (B, T, H): cosines, then sines, of their place in time, (T, H)."""
+    length, half = x.shape[1], x.shape[2] // 2
+    steps = torch.arange(half, device=x.device) / (half - 1)
+    phase = torch.arange(length, device=x.device)[:, None] / PERIOD**steps
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-def plane_positions(frames: int, bins: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines by turns, of the frame in the first half of the channels and of the bin in the second:
-    (frames, bins, width).
+def plane_positions(x: Tensor) -> Tensor:
+    """Of tokens (B, N, F, H): sines and cosines by turns, of the frame in the first half of the channels and of the
+    bin in the second, (N, F, H).
     """
-    half = width // 2
-    rates = torch.exp(torch.arange(0, half, 2, device=device) * (-math.log(PERIOD) / half))
+    frames, bins, half = x.shape[1], x.shape[2], x.shape[3] // 2
+    rates = torch.exp(torch.arange(0, half, 2, device=x.device) * (-math.log(PERIOD) / half))
 
     def turns(count: int) -> Tensor:
-        """(count, half)"""
-        phase = torch.arange(count, device=device)[:, None] * rates
+        """(count, H / 2)"""
+        phase = torch.arange(count, device=x.device)[:, None] * rates
         return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(1)
 
-    along = turns(frames)[:, None].expand(-1, bins, -1)
-    across = turns(bins).expand(frames, -1, -1)
-    return torch.cat([along, across], dim=-1)
+    return torch.cat([turns(frames)[:, None].expand(-1, bins, -1), turns(bins).expand(frames, -1, -1)], dim=-1)

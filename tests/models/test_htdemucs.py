@@ -56,11 +56,11 @@ def test_the_published_sizes_are_met(name: str, parameters: int, entries: int) -
 
 @torch.inference_mode()
 def test_positions_are_sines_of_the_frame_and_of_the_bin() -> None:
-    plane = plane_positions(7, 5, 16, torch.device("cpu"))
+    plane = plane_positions(torch.zeros(1, 7, 5, 16))
     assert plane.shape == (7, 5, 16)
     assert float(plane[3, 2, 2]) == pytest.approx(torch.sin(torch.tensor(3 / 10_000**0.25)).item(), abs=1e-6)
     assert float(plane[3, 2, 9]) == pytest.approx(torch.cos(torch.tensor(2.0)).item(), abs=1e-6)
-    line = line_positions(7, 16, torch.device("cpu"))
+    line = line_positions(torch.zeros(1, 7, 16))
     assert float(line[3, 1]) == pytest.approx(torch.cos(torch.tensor(3 / 10_000 ** (1 / 7))).item(), abs=1e-6)
     assert float(line[3, 8]) == pytest.approx(torch.sin(torch.tensor(3.0)).item(), abs=1e-6)
 
