@@ -51,6 +51,10 @@ def train(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Let torch compile the network: a slow start, then faster steps.")
     ] = False,
+    sync_batchnorm: Annotated[
+        bool,
+        typer.Option("--sync-batchnorm", help="Batch norms take the statistics of all processes' parts of a batch."),
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 reads in the loop itself.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order, excerpts and augmentation.")] = 0,
     settings: Annotated[
@@ -110,7 +114,9 @@ def train(
     run = plan(request)
     if not resume:
         check_start(run.recipe.start)
-    where = place(device, precision, workers, compiled=compiled)
+    where = place(device, precision, workers, compiled=compiled, sync_batchnorm=sync_batchnorm)
+    if sync_batchnorm and where.world == 1:
+        console.notice("--sync-batchnorm: this is the only process, its statistics are those of the whole batch")
     if dry_run:
         tell_forecast(run, where)
         return

@@ -24,6 +24,7 @@ from sepcli.training.losses import LossFunction, make_loss
 from sepcli.training.optim import Average, learning_rate, make_optimiser, svd_penalty
 from sepcli.training.recipe import Recipe
 from sepcli.training.run import Progress, Run, read_state, restore, save_state
+from sepcli.training.sync import synchronise
 from sepcli.training.validate import scores, validate
 
 BAD_STEPS = 10
@@ -40,7 +41,10 @@ class Interrupted(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Where:
-    """Where it runs: the device, its precision, the number of processes and of this one, processes that read ahead."""
+    """Where it runs: the device, its precision, the number of processes and of this one, processes that read ahead.
+
+    `sync_batchnorm`: batch norms take the statistics of all processes, not of their own part of the batch.
+    """
 
     device: torch.device
     precision: str = "float32"
@@ -48,6 +52,7 @@ class Where:
     world: int = 1
     workers: int = 0
     compile: bool = False
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -419,6 +424,8 @@ def duration(seconds: float) -> str:
 
 def wrapped(model: Separator, where: Where) -> nn.Module:
     """The network as the loop calls it: compiled, and with its gradients averaged over the processes."""
+    if where.sync_batchnorm and where.world > 1:
+        synchronise(model)
     network: nn.Module = torch.compile(model) if where.compile else model  # type: ignore[assignment]
     if where.world == 1:
         return network

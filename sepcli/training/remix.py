@@ -136,14 +136,14 @@ def listen(song: Material) -> Heard:
 
 def mono(song: Material, source: str, start: int) -> Array:
     found = song.read(source, start, song.frames)
-    return np.zeros(song.frames - start, np.float32) if found is None else np.asarray(found.mean(axis=1))
+    return np.zeros(song.frames - start, np.float32) if found is None else found.mean(axis=1)
 
 
 def loudness(wave: Array, window: int = 10_001) -> Array:
     """The root of the mean square around each sample."""
     half = window // 2
     sums = np.cumsum(np.pad(np.square(wave, dtype=np.float64), (half + 1, half)))
-    return np.sqrt(np.maximum(sums[window:] - sums[:-window], 0) / window).astype(np.float32)
+    return np.asarray(np.sqrt(np.maximum(sums[window:] - sums[:-window], 0) / window), np.float32)
 
 
 def notes(bass: Array) -> tuple[float, ...]:

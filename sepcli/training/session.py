@@ -86,7 +86,7 @@ def resumed(request: Request) -> Run:
     return Run(request.path, entry, recipe, facts | {"data": folders})
 
 
-def place(device: str, precision: str, workers: int, *, compiled: bool = False) -> Where:
+def place(device: str, precision: str, workers: int, *, compiled: bool = False, sync_batchnorm: bool = False) -> Where:
     """Where to run; under torchrun this process becomes one of several. Raises UsageError."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = choose(device)
@@ -96,7 +96,7 @@ def place(device: str, precision: str, workers: int, *, compiled: bool = False) 
             torch.cuda.set_device(chosen)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=12))
-    return Where(chosen, precision, rank, world, workers, compiled)
+    return Where(chosen, precision, rank, world, workers, compiled, sync_batchnorm)
 
 
 def gather(run: Run, tell: Tell) -> tuple[Excerpts, list[Material]]:

@@ -173,6 +173,7 @@ def test_two_processes_train_under_torchrun(songs: Path, tmp_path: Path) -> None
     }
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     words = ["-m", "sepcli", "train", *TINY, "--data", str(songs), "--steps", "4", "--out", str(tmp_path / "run")]
+    words.append("--sync-batchnorm")
     done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("best.safetensors") == 1

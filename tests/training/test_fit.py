@@ -188,42 +188,81 @@ def wide(batches: Iterator[tuple[torch.Tensor, list[str]]]) -> Iterator[tuple[to
     return ((stems.double(), keys) for stems, keys in batches)
 
 
-def gradient_of(songs: Path, path: Path) -> tuple[torch.Tensor, float, int]:
-    """The first step's gradient and loss in float64, by this process's share of a batch, and of how many it is one."""
-    torch.set_num_threads(1)
-    where = session.place("cpu", "float32", 0)
+CASES = ("conv-tasnet", "cws-unet", "cws-unet synced")
+
+
+def gradient_of(case: str, songs: Path, path: Path, where: Where, part: Where | None = None) -> dict[str, Any]:
+    """The first step's gradient and loss in float64, and what batch norms remember, by this process's part of a batch.
+
+    `part`: the process whose part is taken instead, without the others.
+    """
+    name, _, synced = case.partition(" ")
     changes = {"data.batch": 4, "augment": {"remix": 2, "swap": 0.5, "shift": 0.1}}
-    run = plan(request("conv-tasnet", songs, path, changes))
+    asked = request(name, songs, path / case, changes)
+    run = plan(replace(asked, settings={**asked.settings, **({"dropout": 0.0} if name == "cws-unet" else {})}))
     run.path.mkdir(parents=True, exist_ok=True)
     excerpts, _ = session.gather(run, Tell())
     model = session.network_of(run, excerpts, Tell(), False).double()
-    training = loop.begun(model, run, where, Tell(), False)
+    training = loop.begun(model, run, replace(where, sync_batchnorm=bool(synced)), Tell(), False)
     training.optimiser.step = lambda *_: None  # type: ignore[method-assign, assignment]
-    loss, why = one_step(training, wide(loop.load(excerpts, run.recipe, where, training.progress, 1)), 1e-3)
+    loss, why = one_step(training, wide(loop.load(excerpts, run.recipe, part or where, training.progress, 1)), 1e-3)
     assert not why
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), loss, where.world
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    remembered = torch.cat([torch.zeros(1), *(b.flatten() for n, b in model.named_buffers() if "running" in n)])
+    return {"gradient": gradient, "loss": loss, "remembered": remembered}
 
 
-def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(songs: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def of_two(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """What each of two processes finds in each case."""
+    path = tmp_path_factory.mktemp("two")
     code = f"""
-        import os, sys
+        import sys
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         import torch
-        from tests.training.test_fit import gradient_of
-        path = Path({str(tmp_path / "two")!r})
-        torch.save(gradient_of(Path({str(songs)!r}), path), path / f"gradient{{os.environ['RANK']}}.pt")
+        from sepcli.training.session import place
+        from tests.training.test_fit import CASES, gradient_of
+        torch.set_num_threads(1)
+        where = place("cpu", "float32", 0)
+        assert where.world == 2
+        path = Path({str(path)!r})
+        found = {{case: gradient_of(case, Path({str(songs)!r}), path, where) for case in CASES}}
+        torch.save(found, path / f"{{where.rank}}.pt")
     """
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    shared["SEPCLI_CACHE"] = str(path / "cache")
     script = [sys.executable, "-c", textwrap.dedent(code)]
     both = [subprocess.Popen(script, env={**shared, "RANK": str(rank)}) for rank in (0, 1)]
-    expected, loss, _ = gradient_of(songs, tmp_path / "one")
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
-    for rank in (0, 1):
-        found, shared_loss, world = torch.load(tmp_path / "two" / f"gradient{rank}.pt")
-        assert world == 2
-        assert float((found - expected).norm() / expected.norm()) < 1e-9
-        assert shared_loss == pytest.approx(loss, rel=1e-6)
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    return [torch.load(path / f"{rank}.pt") for rank in (0, 1)]
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("case", ["conv-tasnet", "cws-unet synced"])
+def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(
+    case: str, songs: Path, tmp_path: Path, of_two: list[dict[str, dict[str, Any]]]
+) -> None:
+    expected = gradient_of(case, songs, tmp_path, HERE)
+    for found in (of_two[0][case], of_two[1][case]):
+        assert apart(found["gradient"], expected["gradient"]) < 1e-9
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert torch.allclose(found["remembered"], expected["remembered"], rtol=1e-6, atol=1e-12)
+
+
+def test_without_sync_batch_norm_each_process_has_statistics_of_its_own(
+    songs: Path, tmp_path: Path, of_two: list[dict[str, dict[str, Any]]]
+) -> None:
+    """The gradient is the mean of those of the halves, and not that of the whole batch."""
+    halves = [gradient_of("cws-unet", songs, tmp_path, HERE, replace(HERE, world=2, rank=rank)) for rank in (0, 1)]
+    mean = (halves[0]["gradient"] + halves[1]["gradient"]) / 2
+    for found, half in zip(of_two, halves, strict=True):
+        assert apart(found["cws-unet"]["gradient"], mean) < 1e-9
+        assert torch.allclose(found["cws-unet"]["remembered"], half["remembered"], rtol=1e-6, atol=1e-12)
+    assert apart(mean, gradient_of("cws-unet", songs, tmp_path, HERE)["gradient"]) > 1e-3
 
 
 def poisoned(training: loop.Training, excerpts: Excerpts) -> Any:
