@@ -103,9 +103,12 @@ def evaluate(
         bool, typer.Option("--allow-length-mismatch", help="Cut or fill estimates that differ by more than 0.1 s.")
     ] = False,
     jobs: Annotated[
-        int, typer.Option(help="Songs at a time, a process each; each needs up to 1 GB or more.", min=1)
+        int, typer.Option(help="Songs at a time, a process each; with ISR, SIR and SAR each needs 1 GB or more.", min=1)
     ] = 1,
-    device: Annotated[str, typer.Option("--device", "-d", help="For --model: auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option("--device", "-d", help="Of the model, and of the filters where it is cuda: auto, cpu, cuda, mps."),
+    ] = "auto",
     segment: Annotated[float | None, typer.Option(help="For --model: length of a piece in seconds.")] = None,
     overlap: Annotated[
         float | None, typer.Option(help="For --model: share of a piece that overlaps the next. [default: the model's]")
@@ -211,7 +214,10 @@ def wanted_metrics(rule: "Protocol", asked: str | None, *, every: bool) -> tuple
 
 
 def check(scoring: "Scoring") -> None:
-    """Refuse numbers that cannot be, and a model that lacks what the protocol scores, before anything is begun."""
+    """Refuse numbers and devices that cannot be, and a model without weights, before anything is begun."""
+    from sepcli.inference.device import choose
+
+    choose(scoring.device)
     if not 0 <= scoring.ridge < 1:
         raise UsageError(f"--bss-ridge {scoring.ridge:g}: must be at least 0 and below 1")
     if not scoring.protocol.window > 0:

@@ -1,7 +1,8 @@
 """Songs to scores: references and estimates are read, a protocol's metrics computed, and the result kept as JSON.
 
-A song is scored whole, in float32, one at a time in each process; what was scored before with the same files, weights
-and settings is taken from the result file.
+A song is read once, block by block, and summed up: its length does not matter to memory, except that BSSEval's filters
+and the oracles want it whole, in float32. What was scored before with the same files, weights and settings is taken
+from the result file.
 """
 
 import dataclasses
@@ -9,35 +10,25 @@ import functools
 import math
 import multiprocessing
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from sepcli.audio.blocks import BLOCK
-from sepcli.audio.resample import resample
-from sepcli.errors import AudioError, UsageError
+from sepcli.errors import AudioError
+from sepcli.inference.device import choose
+from sepcli.inference.song import until_it_fits
 from sepcli.metrics.bss_eval import BssScores, Framing, bss_eval
-from sepcli.metrics.oracles import Oracle, oracle
 from sepcli.metrics.protocols import BSS, FOUR, Protocol, aggregate, evaluation_sets
 from sepcli.metrics.results import METRICS, plain
-from sepcli.metrics.sdr import Silence, nsdr, sdr_frames, silent
-from sepcli.metrics.stems import SUMS, Pair, StemSet, read_stem
-
-if TYPE_CHECKING:
-    from sepcli.inference.bag import Bag
+from sepcli.metrics.sdr import FrameSums, Silence
+from sepcli.metrics.sounds import Progress, Whole, at_rate, open_references, sound
+from sepcli.metrics.stems import Pair
 
 Kind = Literal["model", "estimates", "oracle", "mixture"]
-Progress = Callable[[float], None]
-"""Told the share of a song that is done, 0 to 1."""
-
-TOLERANCE = 0.1  # seconds by which an estimate may be longer or shorter than its reference
 
 
 @dataclass(frozen=True)
@@ -109,39 +100,21 @@ def score_song(pair: Pair, scoring: Scoring, progress: Progress = lambda _: None
 
     Raises UsageError and ModelError for the model, as `load_bag` does.
     """
-    notes: list[str] = []
-    protocol, rate = scoring.protocol, 0
-    true, rate = read_references(pair.reference, scoring, notes)
     names = scored_sources(pair, scoring)
-    mixture = mixture_of(pair.reference, true, rate, scoring, notes) if scoring.kind != "estimates" else None
-    references = {name: composed(name, true, pair.name, "reference") for name in names}
-    if scoring.kind == "estimates":
-        assert pair.estimate is not None
-        guesses = read_estimates(pair.estimate, names, references[names[0]], rate, scoring, notes)
-    else:
-        assert mixture is not None
-        guesses = made_estimates(names, true, mixture, rate, scoring, progress)
-    del true, mixture
-    progress(0.5)
-
-    target = protocol.sample_rate or rate
-    sound = {
-        name: (at_rate(references.pop(name), rate, target), at_rate(guesses.pop(name), rate, target)) for name in names
-    }
-    frames, more = frame_scores(sound, target, scoring, pair.name)
-    notes += more
-    whole = {name: float(nsdr(*sound[name])) for name in sound}
+    heard = until_it_fits(lambda: listen(pair, names, scoring, progress))
+    frames, notes = frame_scores(heard, names, scoring, pair.name)
     progress(1.0)
-    length = next(iter(sound.values()))[0].shape[-1]
     sources = {}
-    for name in names:
+    for name, whole in zip(names, heard.sums.nsdr().tolist(), strict=True):
         scores = dict.fromkeys(METRICS, math.nan)
-        scores |= {metric: aggregate(row, protocol.over_frames)[0] for metric, row in frames.get(name, {}).items()}
-        scores["nSDR"] = whole.get(name, math.nan)
-        sources[name] = scores
+        scores |= {
+            metric: aggregate(row, scoring.protocol.over_frames)[0] for metric, row in frames.get(name, {}).items()
+        }
+        sources[name] = scores | {"nSDR": whole}
     unscored = {name: sum(map(math.isnan, next(iter(rows.values())))) for name, rows in frames.items()}
-    entry = {"name": pair.name, "seconds": round(length / target, 3), "sources": sources, "frames": frames}
-    return cast(dict[str, Any], plain(entry | {"unscored_frames": unscored, "notes": notes}))
+    seconds = round(heard.sums.length / heard.rate, 3)
+    entry = {"name": pair.name, "seconds": seconds, "sources": sources, "frames": frames}
+    return cast(dict[str, Any], plain(entry | {"unscored_frames": unscored, "notes": heard.notes + notes}))
 
 
 def scored_sources(pair: Pair, scoring: Scoring) -> tuple[str, ...]:
@@ -151,180 +124,41 @@ def scored_sources(pair: Pair, scoring: Scoring) -> tuple[str, ...]:
     return (*sources, "accompaniment") if scoring.museval_exact and sources == FOUR and given else sources
 
 
-def read_references(song: StemSet, scoring: Scoring, notes: list[str]) -> tuple[dict[str, Tensor], int]:
-    """All stems of a song, (C, T) each, but its mixture, and their rate. Raises AudioError where they do not agree."""
-    true: dict[str, Tensor] = {}
-    rate, first = 0, ""
-    for name, stem in song.stems.items():
-        if name == "mixture" or (name in SUMS and name not in scoring.protocol.sources and not scoring.museval_exact):
-            continue
-        true[name], own = read_stem(stem, sixteen=scoring.museval_exact)
-        if not first:
-            rate, first = own, name
-        if own != rate:
-            raise AudioError(f"{song.name}: the references {first} and {name} have {rate} and {own} Hz")
-        for axis, what in ((0, "channels"), (1, "samples")):
-            lengths = [true[one].shape[axis] for one in (first, name)]
-            if lengths[0] != lengths[1]:
-                raise AudioError(
-                    f"{song.name}: the references {first} and {name} have {lengths[0]:,} and {lengths[1]:,} {what}"
-                )
-    if not true:
-        raise AudioError(f"{song.name}: no stems beside the mixture")
-    if song.ignored and "accompaniment" in scoring.protocol.sources and "accompaniment" not in true:
-        notes.append(f"not in the accompaniment, their names are no source: {', '.join(song.ignored)}")
-    return true, rate
+@dataclass
+class Heard:
+    """A song after one pass over it, at `rate`; `whole` only where filters will be made of it."""
+
+    sums: FrameSums
+    whole: Whole | None
+    rate: int
+    notes: list[str]
 
 
-def composed(name: str, stems: Mapping[str, Tensor], song: str, role: str) -> Tensor:
-    """A source's sound; an accompaniment that is not there is the sum of the stems that are not vocals."""
-    if name in stems:
-        return stems[name]
-    parts = [sound for source, sound in stems.items() if source != "vocals" and source not in SUMS]
-    if name == "accompaniment" and parts and (role == "reference" or "other" in stems):
-        return functools.reduce(torch.add, parts)
-    raise AudioError(f"{song}: no {role} of {name}", f"there is {', '.join(stems) or 'nothing'}")
+def listen(pair: Pair, names: Sequence[str], scoring: Scoring, progress: Progress) -> Heard:
+    """Read, or make, references and estimates once, at the protocol's rate. Raises as `sound` does."""
+    true = open_references(pair.reference, scoring)
+    first = next(iter(true.values()))
+    rate = scoring.protocol.sample_rate or first.sample_rate
+    length = -(-(first.frames or 0) * rate // first.sample_rate)
+    heard = Heard(FrameSums(scoring.protocol.window * rate, scoring.protocol.hop * rate), None, rate, [])
+    heard.whole = Whole(length) if needs_filters(scoring) else None
+    part = 0.5 if heard.whole else 1.0  # of the work
+    made = sound(pair, true, names, scoring, heard.notes, lambda share: progress(part * share))
+    for references, estimates in at_rate(made, first.sample_rate, rate):
+        heard.sums.add(references, estimates)
+        if heard.whole:
+            heard.whole.add(references, estimates)
+        if length and scoring.kind != "model":
+            progress(part * min(1.0, heard.sums.length / length))
+    return heard
 
 
-def mixture_of(song: StemSet, true: dict[str, Tensor], rate: int, scoring: Scoring, notes: list[str]) -> Tensor:
-    """The mixture (C, T): its file's, as long as the stems; else the sum of the stems."""
-    parts = [sound for name, sound in true.items() if name not in SUMS]
-    if len(parts) < 2 and "accompaniment" in true:
-        parts.append(true["accompaniment"])
-    total = functools.reduce(torch.add, parts)
-    if (stem := song.stems.get("mixture")) is None:
-        return total
-    mixture, own = read_stem(stem, sixteen=scoring.museval_exact)
-    mixture = fitted(mixture, own, total, rate, f"{song.name}: the mixture", scoring, notes)
-    error = float((mixture - total).square().mean() / total.square().mean().clamp_min(1e-20))
-    if error > 1e-4:  # MUSDB18's coded mixtures are nearer; its "PR - Oh No" is not
-        notes.append(f"mixture and sum of the stems differ: {10 * math.log10(error):.0f} dB of the sum")
-    return mixture
-
-
-def fitted(sound: Tensor, own: int, like: Tensor, rate: int, what: str, scoring: Scoring, notes: list[str]) -> Tensor:
-    """Sound cut or filled with zeros to the length of `like`, as museval does. Raises AudioError where it is another's.
-
-    That is at another rate, with other channels, or of a length that differs by more than 0.1 s.
-    """
-    if own != rate:
-        raise AudioError(f"{what} has {own} Hz, the references have {rate} Hz")
-    if len(sound) != len(like):
-        raise AudioError(f"{what} has {len(sound)} channels, the references have {len(like)}")
-    missing = like.shape[-1] - sound.shape[-1]
-    if abs(missing) > TOLERANCE * rate and not scoring.allow_length_mismatch:
-        lengths = f"{sound.shape[-1] / rate:.2f} s long, the references are {like.shape[-1] / rate:.2f} s"
-        raise AudioError(f"{what} is {lengths}", "--allow-length-mismatch cuts or fills it at its end")
-    if missing:
-        notes.append(f"{what.partition(': ')[2]} is {-missing:+,} samples longer: cut or filled at its end")
-        sound = torch.nn.functional.pad(sound, (0, missing)) if missing > 0 else sound[..., :missing]
-    return sound
-
-
-def read_estimates(
-    estimate: StemSet, names: Sequence[str], like: Tensor, rate: int, scoring: Scoring, notes: list[str]
-) -> dict[str, Tensor]:
-    """The estimates of each source, (C, T), as long as `like`. Raises AudioError, also for samples that are NaN."""
-    needed = dict.fromkeys(names)
-    if "accompaniment" in needed and "accompaniment" not in estimate.stems:
-        needed |= dict.fromkeys(source for source in estimate.stems if source not in SUMS)
-    guesses = {}
-    for name in needed:
-        if (stem := estimate.stems.get(name)) is not None:
-            try:
-                sound, own = read_stem(stem)
-            except AudioError as error:
-                raise AudioError(f"{estimate.name}: the estimate of {name}: {error.what}", error.hint) from error
-            what = f"{estimate.name}: the estimate of {name}"
-            guesses[name] = fitted(sound, own, like, rate, what, scoring, notes)
-    return {name: composed(name, guesses, estimate.name, "estimate") for name in names}
-
-
-def made_estimates(
-    names: Sequence[str], true: dict[str, Tensor], mixture: Tensor, rate: int, scoring: Scoring, progress: Progress
-) -> dict[str, Tensor]:
-    """What the mixture itself, an oracle or a model gives for each source: (C, T)."""
-    if scoring.kind == "mixture":
-        return dict.fromkeys(names, mixture)
-    if scoring.kind == "oracle":
-        parts = {name: sound for name, sound in true.items() if name not in SUMS} or true
-        if len(parts) < 2:
-            parts = {name: sound for name, sound in true.items() if name in ("vocals", "accompaniment")}
-        kind = cast(Oracle, scoring.model)
-        made = oracle(kind, torch.stack(list(parts.values())), mixture, legacy=scoring.mwf_legacy)
-        guesses = dict(zip(parts, made, strict=True))
-        total = guesses | ({"accompaniment": sum_but_vocals(guesses)} if "accompaniment" not in guesses else {})
-        return {name: total[name] for name in names}
-    return separated(names, mixture, rate, scoring, progress)
-
-
-def sum_but_vocals(stems: Mapping[str, Tensor]) -> Tensor:
-    return functools.reduce(torch.add, [sound for name, sound in stems.items() if name != "vocals"])
-
-
-def separated(
-    names: Sequence[str], mixture: Tensor, rate: int, scoring: Scoring, progress: Progress
-) -> dict[str, Tensor]:
-    """What the model makes of a mixture, on the path that `sepcli separate` takes, before anything is written."""
-    from sepcli.inference.song import Clip, separate_clip, until_it_fits
-
-    bag = loaded(scoring)
-    stems = {name: parts_of(name, bag) for name in names}
-    frames = mixture.T.contiguous().numpy()
-    clip = Clip(
-        lambda: (frames[start : start + BLOCK] for start in range(0, len(frames), BLOCK)),
-        rate,
-        frames.shape[1],
-        len(frames),
-    )
-
-    def tell(done: float, total: float | None) -> None:
-        progress(0.5 * min(1.0, done / total) if total else 0.0)
-
-    blocks = until_it_fits(lambda: list(separate_clip(bag, clip, stems, progress=tell)))
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(np.concatenate([block[name] for block in blocks]).T))
-        for name in names
-    }
-
-
-def parts_of(name: str, bag: "Bag") -> tuple[str, ...]:
-    """The sources of a bag that make up a protocol's source. Raises UsageError where there are none."""
-    if name in bag.sources:
-        return (name,)
-    if name == "accompaniment" and "vocals" in bag.sources:
-        return tuple(source for source in bag.sources if source != "vocals")
-    has = ", ".join(bag.sources)
-    raise UsageError(f"{bag.name} has no {name}, which the protocol scores", f"it has {has}; choose another --protocol")
-
-
-@functools.lru_cache(maxsize=1)
-def loaded(scoring: Scoring) -> "Bag":
-    """The model, loaded once in each process."""
-    from sepcli.inference.bag import load_bag
-
-    return load_bag(
-        scoring.model,
-        device=scoring.device,
-        segment=scoring.segment,
-        overlap=scoring.overlap,
-        shifts=scoring.shifts,
-        seed=scoring.seed,
-        offline=scoring.offline,
-        notice=lambda text: print(f"sepcli: {text}", file=sys.stderr, flush=True),
-    )
-
-
-def at_rate(sound: Tensor, rate: int, target: int) -> Tensor:
-    """Sound (C, T) at another rate."""
-    if rate == target:
-        return sound
-    blocks = np.split(sound.T.contiguous().numpy(), range(BLOCK, sound.shape[-1], BLOCK))
-    return torch.from_numpy(np.ascontiguousarray(np.concatenate(list(resample(blocks, rate, target))).T))
+def needs_filters(scoring: Scoring) -> bool:
+    return bool({"ISR", "SIR", "SAR"} & {*scoring.metrics})
 
 
 def frame_scores(
-    sound: dict[str, tuple[Tensor, Tensor]], rate: int, scoring: Scoring, song: str
+    heard: Heard, names: Sequence[str], scoring: Scoring, song: str
 ) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
     """Scores of each source and frame, in the sets that museval makes, and what whoever reads them should know.
 
@@ -333,36 +167,45 @@ def frame_scores(
     metrics = [metric for metric in BSS if metric in scoring.metrics]
     if not metrics:
         return {}, []
-    notes = []
-    for index, role in enumerate(("reference", "estimate")):
-        mute = [name for name, both in sound.items() if bool(silent(both[index]))]
+    notes, scored = [], list(names)
+    for role, silence in zip(("reference", "estimate"), heard.sums.whole[1].tolist(), strict=True):
+        mute = [name for name, is_silent in zip(names, silence, strict=True) if is_silent]
         if mute and scoring.silence == "museval":
-            hint = "--silence score leaves it out" if index == 0 else "--silence score gives it 0 dB"
+            hint = "--silence score leaves it out" if role == "reference" else "--silence score gives it 0 dB"
             raise AudioError(f"{song}: the {role} of {mute[0]} is silent throughout: museval refuses such a song", hint)
-        if mute and index == 0:
+        if mute and role == "reference":
             notes.append(f"left out, its reference is silent: {', '.join(mute)}")
-            sound = {name: both for name, both in sound.items() if name not in mute}
-    names = list(sound)
-    sets = evaluation_sets(names) or [(tuple(names), tuple(names))]
-    window, hop = scoring.protocol.window * rate, scoring.protocol.hop * rate
+            scored = [name for name in names if name not in mute]
+    sets = evaluation_sets(scored) or [(tuple(scored), tuple(scored))]
     frames: dict[str, dict[str, list[float]]] = {}
-    for members, kept in sets if names else []:
-        references, estimates = (torch.stack([sound[name][i] for name in members]) for i in (0, 1))
-        if metrics == ["SDR"]:
-            sdr = sdr_frames(references, estimates, window, hop, silence=scoring.silence)
-            scores = BssScores(sdr, sdr, sdr, sdr)
+    for members, kept in sets if scored else []:
+        rows = [names.index(name) for name in members]
+        if heard.whole is None:
+            found = {"SDR": heard.sums.sdr(scoring.silence, rows)}
         else:
-            scores = bss_eval(
-                *(references, estimates, window, hop),
-                framing=scoring.framing,
-                ridge=scoring.ridge,
-                silence=scoring.silence,
-            )
-        notes += scores.notes
+            scores = filtered_scores(heard, rows, scoring)
+            notes += scores.notes
+            found = {metric: getattr(scores, metric.lower()) for metric in metrics}
         for name in kept:
-            row = members.index(name)
-            frames[name] = {metric: getattr(scores, metric.lower())[row].tolist() for metric in metrics}
-    return {name: frames[name] for name in names}, notes
+            frames[name] = {metric: table[members.index(name)].tolist() for metric, table in found.items()}
+    return {name: frames[name] for name in scored}, notes
+
+
+def filtered_scores(heard: Heard, rows: Sequence[int], scoring: Scoring) -> BssScores:
+    """BSSEval of the sources `rows` together, on a GPU where there is one and it is wanted."""
+    assert heard.whole is not None
+    references, estimates = heard.whole.both()
+    if list(rows) != list(range(len(references))):
+        references, estimates = references[rows], estimates[rows]
+    place = choose(scoring.device)
+    if place.type == "cuda":  # the sums want float64, which mps does not have
+        references, estimates = references.to(place), estimates.to(place)
+    return bss_eval(
+        *(references, estimates, heard.sums.window, heard.sums.hop),
+        framing=scoring.framing,
+        ridge=scoring.ridge,
+        silence=scoring.silence,
+    )
 
 
 # Many songs

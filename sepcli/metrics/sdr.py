@@ -1,14 +1,16 @@
 """Energy ratios that need no filters: nSDR, SNR, SI-SDR, and the SDR of BSSEval v4 frame by frame.
 
 The SDR of BSSEval v4 ("images") is the plain ratio of the reference's energy to the error's; only ISR, SIR and SAR need
-the distortion filters of bss_eval.py. Sound is float32 or float64, on any device that has float64; sums are float64,
-made block by block, so that a song is never copied whole. Results are float64 on the CPU, in dB.
+the distortion filters of bss_eval.py. FrameSums makes it, and nSDR, of a song that comes in blocks. Sound is float32 or
+float64, on any device that has float64; sums are float64, made block by block, so that a song is never copied whole.
+Results are float64 on the CPU, in dB.
 
 Shapes: S sources, C channels, T samples, N frames.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -18,6 +20,8 @@ from torch.nn import functional
 from sepcli.errors import UsageError
 
 Silence = Literal["museval", "score"]
+
+STRETCH = 1 << 20  # samples of a whole song that are given to FrameSums at once
 
 
 def validate(reference: Tensor, estimate: Tensor, dimensions: int | None = None) -> None:
@@ -156,19 +160,85 @@ def unscored_frames(references: Tensor, estimates: Tensor, frames: list[slice], 
     takes the song (where museval refuses). "score": a silent reference takes its own frames only; a silent estimate
     keeps its SDR, 0 dB by the formula, and has no ISR, SIR, SAR.
     """
-    if silence not in ("museval", "score"):
-        raise UsageError(f"silence = {silence!r} is unknown", "it is museval or score")
     no_reference = torch.stack([silent(references[..., frame]) for frame in frames], dim=-1).cpu()
     no_estimate = torch.stack([silent(estimates[..., frame]) for frame in frames], dim=-1).cpu()
+    mute = [
+        # without a frame that is silent, no source is silent throughout
+        silent(sound).cpu() if bool(no_frame.all(-1).any()) else torch.zeros(len(sound), dtype=torch.bool)
+        for sound, no_frame in ((references, no_reference), (estimates, no_estimate))
+    ]
+    return _unscored(no_reference, no_estimate, torch.stack(mute), silence)
+
+
+def _unscored(no_reference: Tensor, no_estimate: Tensor, mute: Tensor, silence: Silence) -> tuple[Tensor, Tensor]:
+    """The rules of `unscored_frames` for frames known as silent (S, N), and songs silent throughout (2, S)."""
+    if silence not in ("museval", "score"):
+        raise UsageError(f"silence = {silence!r} is unknown", "it is museval or score")
     if silence == "score":
         return no_reference, no_reference | no_estimate
-    missing = (no_reference | no_estimate).any(0)  # (N,)
-    whole = torch.zeros((), dtype=torch.bool)
-    for sound, no_frame in ((references, no_reference), (estimates, no_estimate)):
-        if bool(no_frame.all(-1).any()):  # else no source is silent throughout
-            whole = whole | silent(sound).any().cpu()
-    missing = (missing | whole).expand_as(no_reference)
+    missing = ((no_reference | no_estimate).any(0) | mute.any()).expand_as(no_reference)
     return missing, missing
+
+
+class FrameSums:
+    """Energies of references and of errors, in each frame and in all, of a song whose blocks come one after another.
+
+    window and hop in samples; frames as in `frame_slices`, which are known only when the song has ended.
+    """
+
+    def __init__(self, window: float, hop: float) -> None:
+        frame_slices(1, window, hop)  # refuses what cannot be
+        self.window, self.hop = window, hop if math.isfinite(window) else math.inf
+        self.length = 0
+        self.frames: list[tuple[Tensor, Tensor]] = []
+        """Energies of reference and error in each frame, and whether reference and estimate are silent; (2, S) both."""
+        self.whole = torch.zeros(()), torch.ones((), dtype=torch.bool)
+        """The same of the whole song."""
+
+    def add(self, references: Tensor, estimates: Tensor) -> None:
+        """The next block, (S, C, n) twice. Raises UsageError where it is not finite."""
+        start, stop = self.length, self.length + references.shape[-1]
+        frames = self._overlapping(start, stop)
+        inner = (math.floor(edge) for frame in frames for edge in frame[1:] if start < edge < stop)
+        for low, high in itertools.pairwise(sorted({start, stop, *inner})):
+            true, guess = (sound[..., low - start : high - start] for sound in (references, estimates))
+            sums = torch.stack(_energies(true, guess)), torch.stack([silent(true), silent(guess)]).cpu()
+            if not bool(sums[0].isfinite().all()):
+                validate(true, guess)
+            self.whole = _joined(self.whole, sums)
+            for index, begin, end in frames:
+                if begin >= low + 1 or end < high:
+                    continue
+                if index == len(self.frames):
+                    self.frames.append(sums)
+                else:
+                    self.frames[index] = _joined(self.frames[index], sums)
+        self.length = stop
+
+    def _overlapping(self, start: int, stop: int) -> list[tuple[int, float, float]]:
+        """Number, begin and end of the frames that overlap [start, stop); begin and end are not yet whole samples."""
+        first = 0 if math.isinf(self.hop) else max(0, int((start - self.window) // self.hop)) if start else 0
+        begins = ((index, index * self.hop if index else 0.0) for index in itertools.count(first))
+        reached = itertools.takewhile(lambda frame: frame[1] < stop, begins)
+        return [(index, begin, begin + self.window) for index, begin in reached]
+
+    def nsdr(self, delta: float = 1e-7) -> Tensor:
+        """`nsdr` of each source: (S,)."""
+        signal, error = self.whole[0]
+        return decibels(signal + delta, error + delta)
+
+    def sdr(self, silence: Silence, rows: Sequence[int] | None = None) -> Tensor:
+        """`sdr_frames` of the sources `rows` (none given: all), which are scored together: (S, N)."""
+        count = len(frame_slices(self.length, self.window, self.hop))
+        energies, mute = (torch.stack(values, dim=-1) for values in zip(*self.frames[:count], strict=True))
+        chosen = slice(None) if rows is None else list(rows)
+        signal, error = energies[:, chosen]  # (S, N) each
+        missing, _ = _unscored(mute[0, chosen], mute[1, chosen], self.whole[1][:, chosen], silence)
+        return decibels(signal, error).masked_fill(missing, math.nan)
+
+
+def _joined(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return first[0] + second[0], first[1] & second[1]
 
 
 def sdr_frames(
@@ -180,8 +250,7 @@ def sdr_frames(
     refuse (a source or an estimate wholly silent) is all NaN.
     """
     validate(references, estimates, dimensions=3)
-    frames = frame_slices(references.shape[-1], window, hop)
-    missing, _ = unscored_frames(references, estimates, frames, silence)
-    energies = [_energies(references[..., frame], estimates[..., frame]) for frame in frames]
-    signal, error = (torch.stack(values, dim=-1) for values in zip(*energies, strict=True))
-    return decibels(signal, error).masked_fill(missing, math.nan)
+    sums = FrameSums(window, hop)
+    for start in range(0, references.shape[-1], STRETCH):
+        sums.add(references[..., start : start + STRETCH], estimates[..., start : start + STRETCH])
+    return sums.sdr(silence)

@@ -1,25 +1,25 @@
-"""Songs with stems on disk, references and estimates alike: found in folders, known by name, read whole.
+"""Songs with stems on disk, references and estimates alike: found in folders, known by name, read block by block.
 
 A song is a folder with a file for each stem (`Song/vocals.wav`: MUSDB18-HQ, demucs, spleeter, ...), files that carry
 both names (`Song_(Vocals)_model.wav`, `Song - vocals.flac`), or a MUSDB18 file `Song.stem.mp4`.
 """
 
+import functools
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sepcli.audio.blocks import Block
+from sepcli.audio.blocks import Block, reblock
 from sepcli.audio.paths import AUDIO_SUFFIXES, track_name
 from sepcli.audio.read import open_song
 from sepcli.errors import AudioError, UsageError
+from sepcli.inference.song import Clip
 
 # Spellings in lower case, words joined by _.
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -195,42 +195,45 @@ def _unique(sets: list[StemSet], option: str, problems: dict[str, str]) -> dict[
     return found
 
 
-def read_stem(stem: Stem, *, sixteen: bool = False) -> tuple[Tensor, int]:
-    """A whole stem (C, T), float32, and its sample rate; `sixteen`: rounded to 16 bits. Raises AudioError.
+def open_stem(stem: Stem, *, sixteen: bool = False) -> Clip:
+    """A stem that can be read as often as wanted; `sixteen`: rounded to 16 bits. Raises AudioError, also in reading.
 
     A stem.mp4 is always rounded: published scores were made from files that FFmpeg decoded to 16 bits.
     """
     if stem.stream is None:
         song = open_song(stem.path)
-        rate, blocks = song.sample_rate, list(song.blocks())
+        clip = Clip(song.blocks, song.sample_rate, song.channels, song.frames)
     else:
-        rate, blocks = _read_stream(stem.path, stem.stream)
+        blocks = functools.partial(_read_stream, stem.path, stem.stream)
+        first, rate = next(blocks())
+        clip = Clip(lambda: reblock(block for block, _ in blocks()), rate, first.shape[1])
         sixteen = True
-    sound = torch.from_numpy(np.ascontiguousarray(np.concatenate(blocks).T))
-    if sixteen:
-        sound = torch.round(sound * 32768).clamp_(-32768, 32767) / 32768
-    return sound, rate
+    return replace(clip, blocks=lambda: map(_rounded, clip.blocks())) if sixteen else clip
 
 
-def _read_stream(path: Path, stream: int) -> tuple[int, list[Block]]:
+def _rounded(block: Block) -> Block:
+    rounded: Block = np.clip(np.rint(block * np.float32(32768)), -32768, 32767) / np.float32(32768)
+    return rounded
+
+
+def _read_stream(path: Path, stream: int) -> Iterator[tuple[Block, int]]:
+    """Decoded blocks of one stream of a stem.mp4, and its rate."""
     try:
         import av
     except ImportError:
         raise AudioError(f"{path}: pip install av reads stem.mp4") from None
-    blocks: list[Block] = []
+    empty = True
     try:
         with av.open(str(path), format="mp4") as container:
             if len(container.streams.audio) != len(STEM_MP4):
                 raise AudioError(f"{path}: {len(container.streams.audio)} audio streams, MUSDB18's files have five")
-            rate = 0
             for frame in container.decode(container.streams.audio[stream]):
-                rate, samples = frame.sample_rate, _floats(frame)
-                blocks.append(samples)
+                empty = False
+                yield _floats(frame), frame.sample_rate
     except (av.FFmpegError, OSError, ValueError) as error:
         raise AudioError(f"{path}: stream {stream} is damaged") from error
-    if not blocks:
+    if empty:
         raise AudioError(f"{path}: stream {stream} holds no sound")
-    return rate, blocks
 
 
 def _floats(frame: Any) -> Block:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sepcli.errors import UsageError
-from sepcli.metrics.sdr import frame_slices, nsdr, sdr_frames, si_sdr, silent, snr, validate
+from sepcli.metrics.sdr import FrameSums, frame_slices, nsdr, sdr_frames, si_sdr, silent, snr, validate
 from tests.metrics.signals import estimated, museval, white
 
 
@@ -76,6 +76,29 @@ def test_frames_are_cut_as_museval_cuts_them(length: int, window: float, hop: fl
     assert all(f.stop <= length for f in frames)
     if hop == 7.5:
         assert [f.start for f in frames] == [0, 7, 15, 22, 30, 37]
+
+
+@pytest.mark.parametrize(
+    ("window", "hop"), [(400, 400), (400, 150), (100, 250), (250.5, 100.25), (5000, 400), (math.inf, 7)]
+)
+@pytest.mark.parametrize("size", [1, 37, 400, 1999, 2000])
+def test_a_song_in_blocks_scores_as_in_one_piece(window: float, hop: float, size: int) -> None:
+    references = white(2, 2, 2000 if size > 1 else 700).float()
+    references[1, :, 300:1000] = 0
+    estimates = 0.9 * references + 0.01 * white(*references.shape, seed=1).float()
+    sums = FrameSums(window, hop)
+    for start in range(0, references.shape[-1], size):
+        sums.add(references[..., start : start + size], estimates[..., start : start + size])
+    for silence in ("museval", "score"):
+        whole = []  # each frame cut out, and scored alone
+        for frame in frame_slices(references.shape[-1], window, hop):
+            whole.append(snr(references[..., frame], estimates[..., frame]))
+            if silence == "museval" and bool(whole[-1].isnan().any()):
+                whole[-1] = torch.full_like(whole[-1], math.nan)
+        torch.testing.assert_close(
+            sums.sdr(silence), torch.stack(whole, dim=-1), rtol=0, atol=1e-10, equal_nan=True
+        )  # fmt: skip
+    torch.testing.assert_close(sums.nsdr(), nsdr(references, estimates), rtol=0, atol=1e-10)
 
 
 def test_one_silent_reference_or_estimate_takes_the_frame_from_all_sources() -> None:
