@@ -67,7 +67,7 @@ class Augment:
     remix: int = 1
 
 
-LossName = Literal["l1", "mse", "cws", "magnitude", "multi_domain"]
+LossName = Literal["l1", "mse", "cws", "magnitude", "multi_domain", "spectral_rmse", "multi_stft"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Loss:
 
     `weights`: of the sources, by name (the others have 1). `stages`: the earlier stages count too. `combinations`: over
     the sums of all proper subsets of the sources. `alpha`: of the time part of multi_domain. `trim`: samples that its
-    time part leaves out at either end. `reduction`: "paper" sums where the papers print sums.
+    time part leaves out at either end. `windows`, `hop`: of multi_stft, in samples. `reduction`: "paper" sums where the
+    papers print sums.
     """
 
     name: LossName
@@ -86,6 +87,8 @@ class Loss:
     combinations: bool = False
     alpha: float = 10.0
     trim: int = 0
+    windows: tuple[int, ...] = (4096, 2048, 1024, 512, 256)
+    hop: int = 147
     reduction: Literal["mean", "paper"] = "mean"
 
 

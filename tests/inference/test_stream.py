@@ -256,21 +256,12 @@ def test_pieces_and_joins_are_those_of_the_public_trainer(overlaps: int, segment
     }
     for length in [1, 2, 40, 50, 51, 52, 75, 99, 100, 101, 102, 149, 150, 151, 152, 153, 199, 200, 201, 777, 1234]:
         sound = song(length)
-        expected = public.demix(Settings(settings), lambda x: model(x).waveforms, sound.numpy(), "cpu", "scnet")
+        expected = public.demix(
+            public_code.Settings(settings), lambda x: model(x).waveforms, sound.numpy(), "cpu", "scnet"
+        )
         joined = in_pieces(model, sound, cut_for(model, 1 - 1 / overlaps), size=777)
         found = torch.stack([torch.from_numpy(expected[name]) for name in ("a", "b")])
         # Of a short song the trainer loses the samples that it weighs with nothing; ours have their piece's estimate.
         lost = found.abs().amax((0, 1)) == 0
         assert int(lost.sum()) <= (1 if length <= 2 * cut_for(model, 1 - 1 / overlaps).border else 0)
         torch.testing.assert_close(joined[..., ~lost], found[..., ~lost], rtol=0, atol=1e-5)
-
-
-class Settings(dict):
-    """Nested settings by attribute, as the public code reads them."""
-
-    def __getattr__(self, name: str) -> object:
-        try:
-            value = self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-        return Settings(value) if isinstance(value, dict) else value

@@ -56,3 +56,14 @@ def centre(tensor, reference):
     """Trim to a reference's length, an odd sample more on the right: what the public `center_trim` does."""
     extra = tensor.shape[-1] - reference.shape[-1]
     return tensor[..., extra // 2 : tensor.shape[-1] - (extra - extra // 2)] if extra else tensor
+
+
+class Settings(dict):
+    """Nested settings by attribute, as the public code reads them."""
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            value = self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        return Settings(value) if isinstance(value, dict) else value

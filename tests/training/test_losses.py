@@ -265,3 +265,42 @@ def public_functions(path: str, *names: str) -> dict[str, Any]:
     space = {"torch": torch, "itertools": itertools, "itemgetter": operator.itemgetter, "singlesrc_mse": squared}
     exec(compile(tree, path, "exec"), space)
     return space
+
+
+def spectra_by_hand(sound: Tensor, window: Tensor, hop: int) -> Tensor:
+    """(..., T) -> complex (..., F, N) by a matrix of complex exponentials over mirrored frames."""
+    size = len(window)
+    index = torch.arange(-(size // 2), sound.shape[-1] + size // 2).abs()  # the first sample is not repeated
+    index = torch.where(index >= sound.shape[-1], 2 * (sound.shape[-1] - 1) - index, index)
+    frames = sound[..., index].unfold(-1, size, hop) * window
+    turns = torch.outer(torch.arange(size, dtype=torch.float64), torch.arange(size // 2 + 1, dtype=torch.float64))
+    return (frames + 0j) @ torch.exp(-2j * torch.pi * turns / size)
+
+
+def test_the_error_over_many_windows_is_that_of_a_transform_by_hand() -> None:
+    draw = torch.Generator().manual_seed(1)
+    found, true = torch.randn(2, 2, 2, 1, 4300, dtype=torch.float64, generator=draw)
+    expected = 0.0
+    for size in (2048, 512, 256):
+        window = 0.5 - 0.5 * torch.cos(2 * torch.pi * torch.arange(size, dtype=torch.float64) / size)
+        wide = torch.cat([torch.zeros((2048 - size) // 2), window, torch.zeros((2048 - size) // 2)]).double()
+        expected += (spectra_by_hand(found, wide, 441) - spectra_by_hand(true, wide, 441)).abs().mean()
+    loss = make_loss([Loss("multi_stft", weight=2.0, windows=(2048, 512, 256), hop=441)], ["a", "b"])
+    assert float(loss(Estimate(found), Estimate(true), found.sum(1))) == near(2 * float(expected))
+
+
+def test_scnets_error_of_spectra_is_that_of_a_transform_by_hand() -> None:
+    draw = torch.Generator().manual_seed(2)
+    found, true = torch.randn(2, 2, 3, 2, 5000, dtype=torch.float64, generator=draw)
+    spectra = spectra_by_hand(found - true, torch.ones(4096, dtype=torch.float64), 1024) / 64
+    squares = torch.stack([spectra.real, spectra.imag]).square().mean((0, 3, 4, 5))  # (B, S)
+    loss = make_loss([Loss("spectral_rmse")], ["a", "b", "c"])
+    assert float(loss(Estimate(found), Estimate(true), found.sum(1))) == near(float((squares + 1e-8).sqrt().mean()))
+
+
+@pytest.mark.parametrize("name", ["multi_stft", "spectral_rmse"])
+def test_a_perfect_estimate_has_a_finite_gradient(name: Any) -> None:
+    found = torch.randn(1, 2, 1, 5000, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    make_loss([Loss(name)], ["a", "b"])(Estimate(found), Estimate(found.detach()), found.sum(1)).backward()
+    assert found.grad is not None
+    assert bool(found.grad.isfinite().all())
