@@ -1,8 +1,8 @@
 """Music source separation: songs into stems.
 
-    separator = sepcli.load("hdemucs")
+    separator = sepcli.load("scnet")
     stems = separator.separate(mixture, sample_rate)  # {stem: (channels, time)}
-    sepcli.separate_file("song.mp3", "separated", model="hdemucs", two_stems="vocals")
+    sepcli.separate_file("song.mp3", "separated", model="scnet", two_stems="vocals")
 
 Importing it loads nothing heavy; what is used is imported then.
 """
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from sepcli.inference.files import Record
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "load", "separate_file"]
+__all__ = ["DEFAULT", "__version__", "load", "separate_file"]
+
+DEFAULT = "scnet"
+"""The model where none is named: the best whose terms allow every use and that a CPU runs as fast as a song plays."""
 
 
 def load(
-    model: str = "hdemucs",
+    model: str = DEFAULT,
     *,
     device: str = "auto",
     stems: Sequence[str] = (),
@@ -69,7 +72,7 @@ def separate_file(
     path: str | Path,
     out: str | Path = "separated",
     *,
-    model: "str | Bag" = "hdemucs",
+    model: "str | Bag" = DEFAULT,
     filename: str = "{model}/{reldir}/{track}/{stem}.{ext}",
     stems: Sequence[str] = (),
     two_stems: str | None = None,

@@ -202,7 +202,8 @@ def needed_files(entry: Entry) -> list[Any]:
 
 def summary(entry: Entry) -> dict[str, Any]:
     """What `list --json` and `show` tell of a model, as plain data."""
-    first = find(entry.bag[0].model) if entry.bag else entry
+    members = [find(name) for name in dict.fromkeys(vote.model for vote in entry.bag)] or [entry]
+    first = members[0]
     files = all_files(entry)
     sizes = [file.bytes for file in files]
     return {
@@ -217,8 +218,8 @@ def summary(entry: Entry) -> dict[str, Any]:
         "segment": entry.segment or first.segment,
         "parameters": total_parameters(entry),
         "bytes": sum(size or 0 for size in sizes) if all(sizes) and sizes else None,
-        "licence": entry.licence or first.licence,
-        "commercial": first.commercial,
+        "licence": entry.licence or "; ".join(dict.fromkeys(member.licence for member in members)),
+        "commercial": all(member.commercial for member in members),
         "paper": dict(entry.paper or first.paper),
         "cite": cite(entry.paper or first.paper),
         "scores": [dict(score) for score in entry.scores],

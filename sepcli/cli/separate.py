@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sepcli import DEFAULT
 from sepcli.cli import console
 from sepcli.errors import AudioError, SepcliError, UsageError
 
@@ -27,7 +28,7 @@ def separate(
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-n", "-m", help="A name, a file, or several joined by commas (a bag).")
-    ] = "hdemucs",
+    ] = DEFAULT,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the template is relative to.")] = Path(
         "separated"
     ),

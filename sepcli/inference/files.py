@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sepcli import __version__
+from sepcli import DEFAULT, __version__
 from sepcli.audio.hidden import sweep
 from sepcli.audio.paths import TEMPLATE, Found, check_template, output_path, track_name
 from sepcli.errors import AudioError, ModelError, UsageError
@@ -36,7 +36,7 @@ Progress = Callable[[float, float | None], None]
 class Plan:
     """What every song of a call is separated with and written as: the options of `sepcli separate`, by their names."""
 
-    model: str = "hdemucs"
+    model: str = DEFAULT
     out: Path = Path("separated")
     filename: str = TEMPLATE
     stems: tuple[str, ...] = ()

@@ -56,4 +56,4 @@ def test_a_network_without_that_filter_refuses_the_option(sepcli, song) -> None:
 def test_a_model_without_published_weights_names_one_that_has_them_at_once(sepcli, song) -> None:
     done = sepcli(song("a.wav"), "--model", "cde-htcn")
     assert done.code == 3
-    assert "use hdemucs_mmi, or train it with `sepcli train --model cde-htcn`" in done.err
+    assert "use scnet, or train it with `sepcli train --model cde-htcn`" in done.err

@@ -1,9 +1,11 @@
 """The catalog: what it holds, what it refuses, and the names that lead to it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from sepcli import DEFAULT
 from sepcli.errors import ModelError
 from sepcli.weights.catalog import (
     all_files,
@@ -160,8 +162,21 @@ def test_the_users_own_catalog_comes_after_ours(tmp_path: Path, monkeypatch: pyt
     assert find("hdemucs_mmi").sample_rate == 44100, "a shipped name keeps its meaning"
 
 
+def test_the_default_may_be_used_for_everything_and_the_authors_research_weights_may_not() -> None:
+    default = find(DEFAULT)
+    assert default.commercial
+    assert all(len(file.sha256) == 64 and file.bytes for file in default.files)
+    for entry in catalog().values():
+        if entry.commercial:
+            assert re.search(r"weights: (MIT|CC0|Apache)", entry.licence), entry.name
+        if "dl.fbaipublicfiles.com" in str(entry.files):
+            assert not entry.commercial
+            assert "scientific use" in entry.licence
+    assert not find("scnet-xl").commercial
+
+
 @pytest.mark.parametrize(
-    ("name", "other"), [("cde-htcn", "hdemucs_mmi"), ("cws-unet", "cws-mdensenet"), ("multiband-m6", "multiband-m1")]
+    ("name", "other"), [("cde-htcn", "scnet"), ("cws-unet", "cws-mdensenet"), ("multiband-m6", "multiband-m1")]
 )
 def test_without_published_weights_the_nearest_that_has_them_is_named(name: str, other: str) -> None:
     with pytest.raises(ModelError, match=f"{name} has no published weights") as error:
