@@ -19,7 +19,7 @@ __version__ = "0.1.0.dev0"
 __all__ = ["DEFAULT", "__version__", "load", "separate_file"]
 
 DEFAULT = "scnet"
-"""The model where none is named: the best whose terms allow every use and that a CPU runs as fast as a song plays."""
+"""The model where none is named: its weights' terms allow every use, and two cores of a CPU keep up with the song."""
 
 
 def load(

@@ -181,7 +181,7 @@ class SCNet(Separator):
     fade = "tenth"
     edge = "reflect"
     overlaps: ClassVar = {"fast": 0.1, "normal": 0.5, "best": 0.75}
-    quality: ClassVar = {"cuda": "best"}
+    quality: ClassVar = {"cuda": "best"}  # the reasons stand beside the entries in weights.toml
 
     def __init__(
         self,

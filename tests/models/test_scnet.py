@@ -1,17 +1,19 @@
 """sepcli/models/scnet.py: counts, keys and bands of the published files, and the public class's own figures."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sepcli.errors import UsageError
+from sepcli.errors import ModelError, UsageError
 from sepcli.inference.bag import Bag, Member
 from sepcli.inference.song import Clip, every_source, separate_clip
 from sepcli.models.scnet import SCNet
 from sepcli.models.separator import Traits
 from sepcli.weights.catalog import find
+from sepcli.weights.load import load_separator
 from sepcli.weights.seeded import fill
 from tests.models import public_code
 
@@ -177,3 +179,21 @@ def test_a_song_in_pieces_is_that_of_the_public_runner(overlaps: int, monkeypatc
         print(f"{source}: {decibels(found, expected):.1f} dB, {float((found - expected).abs().max()):.1e}")
         assert float((found - expected).abs().max()) < 1e-5
         assert decibels(found, expected) > 100
+
+
+def test_a_users_file_is_read_in_every_wrapping_and_another_networks_is_refused(tmp_path: Path) -> None:
+    tensors = fill(SCNet(**traits())).state_dict()
+    for wrapped in (tensors, {"state": tensors}, {"model_state_dict": {f"module.{k}": v for k, v in tensors.items()}}):
+        torch.save(wrapped, tmp_path / "own.ckpt")
+        loaded = load_separator(str(tmp_path / "own.ckpt"), architecture="scnet")
+        assert loaded.entry.level == {"deviation": 1.0}
+        assert torch.equal(
+            loaded.separator.get_parameter("encoder.0.globalconv.bias"), tensors["encoder.0.globalconv.bias"]
+        )
+    del tensors["encoder.0.globalconv.bias"]
+    torch.save(tensors | {"mask_estimators.0.weight": torch.zeros(3)}, tmp_path / "other.ckpt")
+    with pytest.raises(ModelError, match="missing encoder.0.globalconv.bias; unexpected mask_estimators.0.weight"):
+        load_separator(str(tmp_path / "other.ckpt"), architecture="scnet")
+    torch.save(fill(SCNet(**traits(sources=("vocals", "other")))).state_dict(), tmp_path / "two.ckpt")
+    with pytest.raises(ModelError, match=r"other shapes: decoder\.2\.1\.convtrs\.0\.weight"):
+        load_separator(str(tmp_path / "two.ckpt"), architecture="scnet")
