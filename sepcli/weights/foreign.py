@@ -1,11 +1,11 @@
 """What a file of another package says about its network, in our words: class and arguments to architecture, settings.
 
-The classes are facts of package demucs 4.1.0: their arguments with defaults, which of them have another name here, and
-which have the one value that our class is made for. Nothing of that package is imported.
+The classes are facts of package demucs 4.1.0 and of the public trainer (trainer.py): their arguments with defaults,
+which of them have another name here, and which have the one value that our class is made for. Nothing is imported.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +22,7 @@ class Foreign:
 
     `names` are arguments with another name here; `fixed` have one value here and no setting; `training` do not matter
     to a network that is loaded. `always` are settings here that its networks all have; `longest` the setting that says
-    how long a piece may be, where that is more than a trait.
+    how long a piece may be, where that is more than a trait. `in_use`: its segment is that of use, not of training.
     """
 
     architecture: str
@@ -32,11 +32,42 @@ class Foreign:
     training: tuple[str, ...] = ()
     always: Mapping[str, Any] = field(default_factory=dict)
     longest: str = ""
+    in_use: bool = False
 
 
 RESIDUAL = {"dconv_mode": 1, "dconv_depth": 2, "dconv_comp": 4, "dconv_attn": 4, "dconv_lstm": 4, "dconv_init": 1e-4}
 
 # fmt: off
+ROFORMER = Foreign(
+    architecture="roformer.RoFormer",
+    defaults={
+        "sources": None, "audio_channels": 2, "samplerate": 44100, "segment": None,
+        "dim": 384, "depth": 6, "time_transformer_depth": 2, "freq_transformer_depth": 2, "linear_transformer_depth": 0,
+        "dim_head": 64, "heads": 8, "attn_dropout": 0.0, "ff_dropout": 0.0, "flash_attn": True, "sage_attention": False,
+        "dim_freqs_in": 1025, "stft_n_fft": 2048, "stft_hop_length": 512, "stft_win_length": 2048,
+        "stft_normalized": False, "stft_window_fn": None, "zero_dc": False,  # theirs is on since 2025-09-23 only
+        "mask_estimator_depth": 2, "multi_stft_resolution_loss_weight": 1.0, "multi_stft_resolutions_window_sizes": (),
+        "multi_stft_hop_size": 147, "multi_stft_normalized": False, "multi_stft_window_fn": None,
+        "match_input_audio_length": False, "mlp_expansion_factor": 4, "use_torch_checkpoint": False,
+        "skip_connection": False, "use_pope": False,
+    },
+    names={
+        "dim_head": "head_width", "stft_hop_length": "hop", "mask_estimator_depth": "mask_depth",
+        "mlp_expansion_factor": "expansion", "freqs_per_bands": "bands",
+    },
+    fixed={
+        "time_transformer_depth": 1, "freq_transformer_depth": 1, "linear_transformer_depth": 0, "dim_freqs_in": 1025,
+        "stft_n_fft": 2048, "stft_win_length": 2048, "stft_normalized": False, "stft_window_fn": None,
+        "skip_connection": False, "use_pope": False,
+    },
+    training=(
+        "attn_dropout", "ff_dropout", "flash_attn", "sage_attention", "multi_stft_resolution_loss_weight",
+        "multi_stft_resolutions_window_sizes", "multi_stft_hop_size", "multi_stft_normalized", "multi_stft_window_fn",
+        "match_input_audio_length", "use_torch_checkpoint",
+    ),
+    in_use=True,
+)
+
 CLASSES = {
     "demucs.hdemucs.HDemucs": Foreign(
         architecture="hdemucs.HDemucs",
@@ -115,6 +146,11 @@ CLASSES = {
         always={"context_padding": False, "gelu": False, "norm_starts": 999, "dconv_mode": 0},
     ),
 }
+CLASSES["BSRoformer"] = replace(ROFORMER, defaults={**ROFORMER.defaults, "freqs_per_bands": "bs"})
+CLASSES["MelBandRoformer"] = replace(
+    ROFORMER, defaults={**ROFORMER.defaults, "num_bands": 60}, fixed={**ROFORMER.fixed, "num_bands": 60},
+    always={"bands": "mel"},
+)
 # fmt: on
 
 
@@ -126,6 +162,7 @@ class Description:
     settings: Mapping[str, Any]
     traits: Mapping[str, Any]
     dropped: tuple[str, ...] = ()
+    in_use: bool = False
 
 
 def describe(published: Published, where: str) -> Description | None:
@@ -153,7 +190,7 @@ def describe(published: Published, where: str) -> Description | None:
     if isinstance(traits.get("sources"), int):
         del traits["sources"]  # demucs v1 says how many there are, not which
     dropped = tuple(name[:40] for name in given if name not in known.defaults)
-    return Description(known.architecture, settings, traits, dropped)
+    return Description(known.architecture, settings, traits, dropped, known.in_use)
 
 
 def plain(value: Any) -> Any:

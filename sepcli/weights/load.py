@@ -20,6 +20,7 @@ from sepcli.weights.fetch import cached, digest_of, fetch, is_remote
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
+from sepcli.weights.trainer import by_keys, config_beside, is_config, with_config
 from sepcli.weights.votes import check_source, is_path, weights_file
 
 BROKEN = (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, ArithmeticError, LookupError, AttributeError)
@@ -123,7 +124,7 @@ def from_path(
 ) -> tuple[Entry, dict[str, Tensor], str]:
     """Entry, tensors under our names, and digest of a file of the user's. Raises ModelError."""
     digest = digest_of(path)
-    known = known_by(digest)
+    known = None if architecture is not None and is_config(architecture) else known_by(digest)
     if require_digest and known is None:
         raise ModelError(f"{path}: no published digest is known for it", "leave out --require-digest to accept it")
     published = read(path)
@@ -135,6 +136,7 @@ def from_path(
             what = f"{path} is one of the {len(entry.files)} files of {entry.name}"
             raise ModelError(what, f"use --model {entry.name}")
         return agreed(entry, published, str(path), notice), mapped(spec, published.tensors, str(path)), digest
+    published, architecture = completed(published, architecture, path, notice)
     if architecture is not None:
         entry = catalog.find(architecture)
         models.check_settings(models.find(entry.architecture), settings)
@@ -145,6 +147,24 @@ def from_path(
     if architecture is None:
         notice(f"{path}: taken for {entry.name} ({entry.architecture}); --architecture says otherwise")
     return entry, tensors, digest
+
+
+def completed(
+    published: Published, architecture: str | None, path: Path, notice: Notice
+) -> tuple[Published, str | None]:
+    """A bare file with what the yaml beside it, or given as its architecture, or its own names say of its network.
+
+    With the name of the architecture where one is still to be looked up. Raises ModelError.
+    """
+    config = Path(architecture) if architecture is not None and is_config(architecture) else None
+    if config is None and architecture is None and not published.klass:
+        config = config_beside(path)
+    if config is not None:
+        return with_config(published, config, str(path)), None
+    if architecture is None and not published.klass and (told := by_keys(published, str(path))) is not None:
+        notice(f"{path}: no yaml beside it; {told[1]} are taken for granted")
+        return told[0], None
+    return published, architecture
 
 
 def known_by(digest: str) -> tuple[Entry, FileSpec] | None:
@@ -190,8 +210,8 @@ def agreed(entry: Entry, published: Published, where: str, notice: Notice, *, kn
     """An entry with what the file itself says about its network over it.
 
     The segment stays the entry's where the file is `known` to be of it (fine-tuned files carry the length they were
-    tuned at, far too long for use), else it is the smaller of the two. Raises ModelError where the file is of another
-    architecture, or says what cannot be.
+    tuned at, far too long for use), else it is the smaller of the two, or the file's if it is said to be that of use.
+    Raises ModelError where the file is of another architecture, or says what cannot be.
     """
     said = describe(published, where)
     if said is None:
@@ -209,13 +229,16 @@ def agreed(entry: Entry, published: Published, where: str, notice: Notice, *, kn
     for key in ("channels", "sample_rate", "segment"):
         if key in traits and (type(traits[key]) not in (int, float) or not traits[key] > 0):
             raise ModelError(f"{where}: {key} = {str(traits[key])[:40]} must be a number above 0")
+    segment = traits.get("segment", entry.segment)
+    if not said.in_use:
+        segment = entry.segment if known else min(segment, entry.segment)
     return replace(
         entry,
         settings={**entry.settings, **said.settings},
         sources=tuple(traits.get("sources", entry.sources)),
         channels=traits.get("channels", entry.channels),
         sample_rate=traits.get("sample_rate", entry.sample_rate),
-        segment=entry.segment if known else min(traits.get("segment", entry.segment), entry.segment),
+        segment=segment,
     )
 
 

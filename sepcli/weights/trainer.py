@@ -1,0 +1,175 @@
+"""What a file of the public trainer (ZFTurbo/Music-Source-Separation-Training) needs beside it: its yaml, or its keys.
+
+Such a file is a bare state dict. The yaml has the arguments of the network's class under `model`, and the length of a
+piece and the names of the sources elsewhere; foreign.py knows the classes.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sepcli.errors import ModelError
+from sepcli.models.roformer import N_FFT, tables
+from sepcli.weights.read import Published
+
+LONGEST = 2**20
+"""Bytes of a yaml; published ones have a few thousand."""
+
+TUPLE = "tag:yaml.org,2002:python/tuple"
+
+Stated = tuple[tuple[str, ...], int, int]
+
+STATED: Mapping[int, Stated] = {
+    1: (("vocals",), 441, 352_800),
+    4: (("drums", "bass", "other", "vocals"), 441, 485_100),
+    6: (("bass", "drums", "other", "vocals", "guitar", "piano"), 512, 588_800),
+}
+"""Sources, hop and length of a piece that most published RoFormers of so many sources have, which keys do not say."""
+
+
+def config_beside(weights: Path) -> Path | None:
+    """The yaml beside a file of weights: of its name, whole or without the suffix."""
+    stems = (weights.with_suffix(""), weights)
+    return next((file for stem in stems for end in ("yaml", "yml") if (file := Path(f"{stem}.{end}")).is_file()), None)
+
+
+def is_config(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The tables of a yaml, in which a tuple is a list. Raises ModelError for any other tag that is not plain data, and
+    for aliases, with which a few lines can stand for gigabytes.
+    """
+    import yaml
+
+    loader: Any = type("Plain", (yaml.SafeLoader,), {})  # a class of its own: constructors are added to classes
+    loader.add_constructor(TUPLE, lambda loader, node: loader.construct_sequence(node, deep=True))
+    try:
+        if path.stat().st_size > LONGEST:
+            raise ModelError(f"{path}: more than {LONGEST} bytes, no yaml of a network")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            raise ModelError(f"{path}: refused, it has aliases", "write out what they stand for")
+        read = yaml.load(text, loader)
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        tag = re.search(r"tag '(?:tag:yaml\.org,2002:)?([^']*)'", str(error.problem))
+        what = f"the tag {tag[1][:60]}" if tag else str(error.problem)[:80]
+        hint = "only tuples are known beside plain data"
+        raise ModelError(f"{path}: refused, line {line} has {what}", hint) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{path}: cannot be read as yaml ({reason})", "give the yaml of the weights") from error
+    if not isinstance(read, dict) or not isinstance(read.get("model"), dict):
+        raise ModelError(f"{path}: has no table `model`", "give the yaml of the weights")
+    return read
+
+
+def with_config(published: Published, config: Path, where: str) -> Published:
+    """A bare file with what its yaml says of it, as a file that carries class and arguments. Raises ModelError."""
+    read = read_config(config)
+    model = {str(key): value for key, value in read["model"].items()}
+    klass = "MelBandRoformer" if "num_bands" in model else "BSRoformer" if "freqs_per_bands" in model else ""
+    if not klass:
+        what = f"{config}: describes neither a BS-RoFormer nor a Mel-Band RoFormer"
+        raise ModelError(what, "it has neither freqs_per_bands nor num_bands under `model`")
+    training, audio, inference = (table(read, name) for name in ("training", "audio", "inference"))
+    target = training.get("target_instrument")
+    sources = [target] if isinstance(target, str) else training.get("instruments")
+    if not isinstance(sources, list) or not sources:
+        raise ModelError(f"{config}: names no sources", "it needs `instruments` under `training`")
+    stems, heads = model.pop("num_stems", 1), heads_of(published)
+    if stems != len(sources) or heads not in (0, stems):
+        said = f"{config.name} names {len(sources)} ({', '.join(map(str, sources))[:80]}) and says num_stems = {stems}"
+        raise ModelError(f"{where}: has masks for {heads} sources, and {said}", "give the yaml of the weights")
+    rate = model.pop("sample_rate", audio.get("sample_rate", 44100))
+    chunk = inference.get("chunk_size", audio.get("chunk_size"))
+    if type(chunk) is not int or type(rate) is not int or chunk < 1 or rate < 1:
+        raise ModelError(f"{config}: chunk_size = {chunk}, sample_rate = {rate}: must be whole numbers above 0")
+    traits = {"sources": sources, "audio_channels": 2 if model.pop("stereo", False) else 1, "samplerate": rate}
+    return replace(published, klass=klass, carried=normal(model, klass) | traits | {"segment": seconds(chunk, rate)})
+
+
+def by_keys(published: Published, where: str) -> tuple[Published, str] | None:
+    """A RoFormer told by its names and shapes, with what cannot be told so taken from the usual; and that in words.
+
+    None for anything else. Raises ModelError where nothing is usual.
+    """
+    heads = heads_of(published)
+    shapes = {name: tuple(tensor.shape) for name, tensor in published.tensors.items()}
+    if not heads:
+        return None
+    if heads not in STATED:
+        what = f"{where}: a RoFormer of {heads} sources, whose names it does not hold"
+        raise ModelError(what, f"put its yaml beside it as {Path(where).with_suffix('.yaml').name}")
+    sources, hop, chunk = STATED[heads]
+    try:
+        width = shapes["band_split.to_features.0.1.weight"][0]
+        attention = "layers.0.0.layers.0.0."
+        gates, _ = shapes[f"{attention}to_gates.weight"]
+        carried: dict[str, Any] = {
+            "dim": width,
+            "depth": counted(shapes, r"layers\.(\d+)\."),
+            "heads": gates,
+            "dim_head": shapes[f"{attention}to_qkv.weight"][0] // 3 // gates,
+            "mlp_expansion_factor": shapes["mask_estimators.0.to_freqs.0.0.0.weight"][0] // width,
+            "mask_estimator_depth": sum(
+                re.fullmatch(r"mask_estimators\.0\.to_freqs\.0\.0\.\d+\.weight", n) is not None for n in shapes
+            ),
+            "stft_hop_length": hop,
+        }
+        bands = [shapes[f"band_split.to_features.{k}.0.gamma"][0] for k in range(counted(shapes, SPLIT))]
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{where}: some of a RoFormer's names, but no {error} as it should be") from error
+    mel = "final_norm.gamma" not in shapes
+    bins = sum(count for _, count in tables()["mel"]) if mel else N_FFT // 2 + 1
+    channels = max(1, sum(bands) // (2 * bins))
+    if not mel:
+        carried["freqs_per_bands"] = [size // (2 * channels) for size in bands]
+    klass = "MelBandRoformer" if mel else "BSRoformer"
+    carried |= {"sources": sources, "audio_channels": channels, "samplerate": 44100, "segment": seconds(chunk, 44100)}
+    words = f"hop {hop}, pieces of {chunk} samples, sources {', '.join(sources)}"
+    return replace(published, klass=klass, carried=normal(carried, klass, linears=True)), words
+
+
+SPLIT = r"band_split\.to_features\.(\d+)\."
+
+
+def heads_of(published: Published) -> int:
+    """How many sources a RoFormer's file has masks for; 0 where it is none."""
+    return counted(published.tensors, r"mask_estimators\.(\d+)\.to_freqs\.")
+
+
+def counted(names: Mapping[str, Any], pattern: str) -> int:
+    """How many different numbers a pattern finds in names."""
+    return len({found[1] for name in names if (found := re.match(pattern, name))})
+
+
+def normal(model: Mapping[str, Any], klass: str, *, linears: bool = False) -> dict[str, Any]:
+    """A class's arguments in one way for both: `mask_estimator_depth` in linear layers, the usual bands by name.
+
+    For the same number Mel-Band RoFormer has one layer more. `linears`: they are counted so already.
+    """
+    values = dict(model)
+    depth = values.get("mask_estimator_depth", 1 if klass == "MelBandRoformer" else 2)
+    if not linears and klass == "MelBandRoformer" and isinstance(depth, int):
+        depth += 1
+    values["mask_estimator_depth"] = depth
+    if values.get("freqs_per_bands") == [count for _, count in tables()["bs"]]:
+        values["freqs_per_bands"] = "bs"
+    return values
+
+
+def seconds(chunk: int, rate: int) -> float:
+    """So many samples in seconds, which times the rate give no sample less."""
+    length = chunk / rate
+    return length if int(length * rate) == chunk else math.nextafter(length, math.inf)
+
+
+def table(read: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = read.get(name)
+    return found if isinstance(found, dict) else {}
