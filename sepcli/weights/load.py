@@ -144,8 +144,9 @@ def from_path(
     else:
         candidates = [entry for entry in catalog.catalog().values() if not entry.bag]
     entry, tensors = recognised(published, candidates, path, notice)
-    if architecture is None:
+    if architecture is None and not published.klass:
         notice(f"{path}: taken for {entry.name} ({entry.architecture}); --architecture says otherwise")
+    entry = replace(entry, licence="", commercial=False, scores=())  # those are of the published files
     return entry, tensors, digest
 
 

@@ -15,8 +15,8 @@ from sepcli.errors import ModelError
 from sepcli.models.roformer import N_FFT, tables
 from sepcli.weights.read import Published
 
-LONGEST = 2**20
-"""Bytes of a yaml; published ones have a few thousand."""
+LONGEST, DEEPEST = 2**16, 16
+"""Bytes of a yaml, and tables within tables; published ones have a few thousand, and four."""
 
 TUPLE = "tag:yaml.org,2002:python/tuple"
 
@@ -52,8 +52,13 @@ def read_config(path: Path) -> Mapping[str, Any]:
         if path.stat().st_size > LONGEST:
             raise ModelError(f"{path}: more than {LONGEST} bytes, no yaml of a network")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
-            raise ModelError(f"{path}: refused, it has aliases", "write out what they stand for")
+        depth = 0
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+                raise ModelError(
+                    f"{path}: refused, it has aliases or too many tables within tables", "write it plainly"
+                )
         read = yaml.load(text, loader)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
@@ -114,6 +119,8 @@ def by_keys(published: Published, where: str) -> tuple[Published, str] | None:
         carried: dict[str, Any] = {
             "dim": width,
             "depth": counted(shapes, r"layers\.(\d+)\."),
+            "time_transformer_depth": counted(shapes, r"layers\.0\.0\.layers\.(\d+)\."),
+            "freq_transformer_depth": counted(shapes, r"layers\.0\.1\.layers\.(\d+)\."),
             "heads": gates,
             "dim_head": shapes[f"{attention}to_qkv.weight"][0] // 3 // gates,
             "mlp_expansion_factor": shapes["mask_estimators.0.to_freqs.0.0.0.weight"][0] // width,

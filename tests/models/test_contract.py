@@ -22,10 +22,13 @@ NETWORKS = {name: entry for name, entry in catalog().items() if entry.architectu
 
 
 def tiny(entry: Entry, **changes: Any) -> Separator:
-    """An entry's network at its smallest, its weights filled from a seed; pieces of a quarter of a second."""
+    """An entry's network at its smallest, its weights filled from a seed; pieces of a quarter of a second.
+
+    Of dozens of sources six are built: one is like another.
+    """
     settings = {**entry.settings, **find(entry.architecture).tiny}
     traits = {
-        "sources": entry.sources,
+        "sources": entry.sources[:6],
         "channels": entry.channels,
         "sample_rate": entry.sample_rate,
         "segment": 0.25,
@@ -44,7 +47,8 @@ def alike() -> dict[str, Entry]:
         network = find(entry.architecture)
         usual = inspect.signature(network).parameters
         settings = {k: v for k, v in {**entry.settings, **network.tiny}.items() if v != usual[k].default}
-        key = json.dumps([entry.architecture, settings, entry.sources, entry.channels, entry.sample_rate], default=list)
+        sources = entry.sources[:6]
+        key = json.dumps([entry.architecture, settings, sources, entry.channels, entry.sample_rate], default=list)
         if key not in seen:
             seen.add(key)
             found[name] = entry
@@ -94,7 +98,7 @@ def test_any_length_comes_back_with_every_source(entry: Entry) -> None:
         mixture = sound(model, length)
         before = mixture.clone()
         waveforms = model(mixture).waveforms
-        assert waveforms.shape == (1, len(entry.sources), entry.channels, length)
+        assert waveforms.shape == (1, len(model.sources), entry.channels, length)
         assert bool(waveforms.isfinite().all()), length
         assert waveforms.dtype == torch.float32
         assert torch.equal(mixture, before), "the input must stay as it was"
@@ -186,8 +190,8 @@ def test_pieces_equal_one_pass_where_the_context_is_finite(entry: Entry) -> None
 def test_gradients_reach_every_parameter_that_is_used(entry: Entry) -> None:
     model = tiny(entry).train()
     mixture = sound(model, max(9000, model.piece), batch=2)
-    truth = sound(model, mixture.shape[-1] * len(entry.sources), batch=2, seed=3)
-    truth = truth.unflatten(-1, (len(entry.sources), -1)).movedim(2, 1)
+    truth = sound(model, mixture.shape[-1] * len(model.sources), batch=2, seed=3)
+    truth = truth.unflatten(-1, (len(model.sources), -1)).movedim(2, 1)
     estimate, reference = model(mixture), model.reference(truth)
     loss = (estimate.waveforms - reference.waveforms).abs().mean()
     for stage in estimate.stages:
