@@ -68,6 +68,21 @@ def test_subband_networks_cost_what_the_paper_says(name: str, bands: int) -> Non
         assert found == pytest.approx(printed[index], rel=0.01)
 
 
+def test_one_source_alone_and_less_than_a_piece_are_scaled_by_their_operations(capfdbinary) -> None:
+    """The two networks of cws-mdensenet are alike; a song's second costs Open-Unmix the same in any piece."""
+    options = ["--seconds", "0.5", "--passes", "1", "--threads", "1"]
+    assert run(["bench", "cws-mdensenet", "--one-source", "--json", *options]) == 0
+    half = json.loads(capfdbinary.readouterr().out)
+    assert (half["sources"], half["parameters"]) == (1, 566_756)
+    assert half["scale"] == pytest.approx(0.5, rel=0.01)  # both hear the same subbands
+    assert run(["bench", "umxse", "--json", *options]) == 0
+    short = json.loads(capfdbinary.readouterr().out)
+    assert (short["seconds"], short["piece"]) == (0.5, 19.2)
+    assert short["scale"] == pytest.approx(1.0, rel=0.1)
+    assert run(["bench", "x-umx", "--one-source", *options]) == 2
+    assert b"no network for each source alone" in capfdbinary.readouterr().err
+
+
 def test_the_command_prints_a_row_or_a_document(capfdbinary) -> None:
     assert run(["bench", "cws-mdensenet", "--seconds", "0.5", "--passes", "1", "--threads", "1", "--json"]) == 0
     document = json.loads(capfdbinary.readouterr().out)
@@ -76,5 +91,7 @@ def test_the_command_prints_a_row_or_a_document(capfdbinary) -> None:
     assert document["seconds"] == 0.5
     assert 5 < document["gflops"] < 20
     assert document["memory"] > 1e8
+    assert 0 < document["speed"] * document["cpu"] < 1.1  # one thread
+    assert document["scale"] == 1
     assert run(["bench", "mdx"]) == 3
     assert b"is a bag" in capfdbinary.readouterr().err
