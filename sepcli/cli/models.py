@@ -68,7 +68,10 @@ def show(
 def pull(
     names: Names,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Take the file from here instead of the network; its digest must fit.")
+        Path | None,
+        typer.Option(
+            "--from", help="Take the file, or those of a folder, from here, not from the network; digests must fit."
+        ),
     ] = None,
     require_digest: Annotated[
         bool, typer.Option("--require-digest", help="Refuse weights whose publisher gives no digest.")
@@ -82,11 +85,8 @@ def pull(
         entry = find(name)
         files = needed_files(entry)
         if source is not None:
-            if len(names) > 1 or len(files) > 1:
-                raise UsageError(
-                    "--from: gives one file, for one model with one file", f"{entry.name} has {len(files)}"
-                )
-            console.result(str(fetch.adopt(files[0], source)))
+            for file, path in brought(entry, files, source):
+                console.result(str(fetch.adopt(file, path)))
             continue
         console.notice(f"{entry.name}: licence: {entry.licence or 'none stated'}")
         for file in files:
@@ -187,6 +187,21 @@ def remove(
             console.notice(f"{entry.name}: nothing of it was in the cache")
         for path in gone:
             console.result(str(path))
+
+
+def brought(entry: Entry, files: list[FileSpec], source: Path) -> list[tuple[FileSpec, Path]]:
+    """What --from gives: a file of any name for a model with one file, or a folder with all by their published names.
+
+    Raises UsageError naming what is missing.
+    """
+    if source.is_dir():
+        if missing := [file.name for file in files if not (source / file.name).is_file()]:
+            what = f"--from {source}: lacks {', '.join(missing)}"
+            raise UsageError(what, f"{entry.name} has {', '.join(file.name for file in files)}")
+        return [(file, source / file.name) for file in files]
+    if len(files) > 1:
+        raise UsageError(f"--from {source}: is one file, {entry.name} has {len(files)}", "name the folder with all")
+    return [(files[0], source)]
 
 
 def here(file: FileSpec) -> bool:

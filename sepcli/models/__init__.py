@@ -55,8 +55,10 @@ def check_settings(model: type[Separator], settings: Mapping[str, Any]) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             raise UsageError(f"{name!r} is not a setting of {model.__name__}", hint)
         if not fits(value, hints[name]):
+            options = get_args(hints[name]) if get_origin(hints[name]) is typing.Literal else ()
             wanted = str(known[name].annotation).replace("typing.", "").replace("collections.abc.", "")
-            raise UsageError(f"{name} = {value!r}: {model.__name__} wants {wanted}")
+            allowed = f"must be one of {', '.join(map(repr, options))}" if options else f"must be {wanted}"
+            raise UsageError(f"{name} = {value!r}: {allowed}")
 
 
 def fits(value: Any, hint: Any) -> bool:

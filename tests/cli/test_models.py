@@ -178,3 +178,27 @@ def test_a_network_that_computes_something_else_is_found(sepcli, monkeypatch: py
     done = sepcli("models", "verify", "umxhq")
     assert done.code == 3
     assert "umx.OpenUnmix: numbers differ by 1.0e-02 of their rms" in done.err
+
+
+def test_a_folder_brings_all_files_of_a_model_and_what_it_lacks_is_named(sepcli, weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "brought"
+    folder.mkdir()
+    files = []
+    for source in ("vocals", "drums"):
+        (folder / f"{source}.pth").write_bytes(source.encode())
+        digest = hashlib.sha256(source.encode()).hexdigest()
+        files.append(f'{{ url = "https://example.org/{source}.pth", sha256 = "{digest}" }}')
+    cache = weights.parents[1] / "cache"
+    cache.mkdir(exist_ok=True)
+    facts = 'architecture = "umx.OpenUnmix"\nsources = ["vocals", "drums"]\nsample_rate = 44100\nsegment = 1.0\n'
+    (cache / "weights.toml").write_text(f"[two]\n{facts}files = [{', '.join(files)}]\n")
+    done = sepcli("models", "pull", "two", "--from", folder)
+    assert done.code == 0, done.err
+    assert [Path(line).read_bytes() for line in done.out.splitlines()] == [b"vocals", b"drums"]
+    (folder / "drums.pth").unlink()
+    done = sepcli("models", "pull", "two", "--from", folder)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "lacks drums.pth; two has vocals.pth, drums.pth" in done.err
+    done = sepcli("models", "pull", "two", "--from", folder / "vocals.pth")
+    assert done.code == 2
+    assert "is one file, two has 2" in done.err
