@@ -72,8 +72,10 @@ def evaluate(
         typer.Option(help="musdb18 (sisec18), cde-htcn, multiband, cws, hdemucs, mdx (mdx21, hdemucs-nsdr), xscheme."),
     ] = "musdb18",
     metrics: Annotated[
-        Literal["sdr", "bss"] | None,
-        typer.Option(help="sdr: SDR alone, fast; bss: ISR, SIR and SAR too. [default: the protocol's]"),
+        Literal["sdr", "si-sdr", "bss"] | None,
+        typer.Option(
+            help="sdr: SDR alone, fast; si-sdr: SI-SDR too; bss: with ISR, SIR and SAR. [default: the protocol's]"
+        ),
     ] = None,
     frame: Annotated[
         float | None,
@@ -174,7 +176,9 @@ def evaluate(
         "--bss-ridge": bool(bss_ridge),
         "--silence": silence == "score",
     }
-    if museval_exact and (against := [name for name, bad in (exact | {"--metrics": metrics == "sdr"}).items() if bad]):
+    if museval_exact and (
+        against := [name for name, bad in (exact | {"--metrics": metrics in ("sdr", "si-sdr")}).items() if bad]
+    ):
         raise UsageError(f"--museval-exact and {against[0]} exclude each other", "leave out one of them")
     scoring = Scoring(
         protocol=rule,
@@ -206,8 +210,10 @@ def evaluate(
 
 def wanted_metrics(rule: "Protocol", asked: str | None, *, every: bool) -> tuple[str, ...]:
     """Which metrics are computed: the protocol's, or those of --metrics; nSDR costs nothing."""
-    if every and asked == "sdr":
-        raise UsageError("--museval-json needs ISR, SIR and SAR", "leave out --metrics sdr")
+    if every and asked in ("sdr", "si-sdr"):
+        raise UsageError("--museval-json needs ISR, SIR and SAR", f"leave out --metrics {asked}")
+    if asked == "si-sdr":
+        return ("SDR", "nSDR", "SI-SDR")
     if asked == "bss" or every or (asked is None and {"SIR", "SAR", "ISR"} & set(rule.metrics)):
         return ("SDR", "ISR", "SIR", "SAR", "nSDR")
     return ("SDR", "nSDR") if asked == "sdr" or "SDR" in rule.metrics else ("nSDR",)
@@ -344,7 +350,7 @@ def show(result: Mapping[str, Any], scoring: "Scoring", data: Sequence[Path], *,
 
     rule = scoring.protocol
     published = beside(rule.name)
-    metrics = rule.metrics if "SIR" in rule.metrics else tuple(dict.fromkeys([*rule.metrics, *BSS]))
+    metrics = dict.fromkeys([*rule.metrics, *(() if "SIR" in rule.metrics else BSS), "SI-SDR"])
     columns = [f"{metric} {source}" for metric in metrics if metric in scoring.metrics for source in rule.sources]
     # The CWS paper averages all its metrics, the others the first one; over sources that are themselves aggregated.
     averaged = rule.metrics if rule.name == "cws" else rule.metrics[:1]

@@ -100,17 +100,16 @@ def score_song(pair: Pair, scoring: Scoring, progress: Progress = lambda _: None
 
     Raises UsageError and ModelError for the model, as `load_bag` does.
     """
-    names = scored_sources(pair, scoring)
+    names, protocol = scored_sources(pair, scoring), scoring.protocol
     heard = until_it_fits(lambda: listen(pair, names, scoring, progress))
     frames, notes = frame_scores(heard, names, scoring, pair.name)
     progress(1.0)
+    whole = {"nSDR": heard.sums.nsdr()} | ({"SI-SDR": heard.sums.si_sdr()} if "SI-SDR" in scoring.metrics else {})
     sources = {}
-    for name, whole in zip(names, heard.sums.nsdr().tolist(), strict=True):
+    for index, name in enumerate(names):
         scores = dict.fromkeys(METRICS, math.nan)
-        scores |= {
-            metric: aggregate(row, scoring.protocol.over_frames)[0] for metric, row in frames.get(name, {}).items()
-        }
-        sources[name] = scores | {"nSDR": whole}
+        scores |= {metric: aggregate(row, protocol.over_frames)[0] for metric, row in frames.get(name, {}).items()}
+        sources[name] = scores | {metric: float(values[index]) for metric, values in whole.items()}
     unscored = {name: sum(map(math.isnan, next(iter(rows.values())))) for name, rows in frames.items()}
     seconds = round(heard.sums.length / heard.rate, 3)
     entry = {"name": pair.name, "seconds": seconds, "sources": sources, "frames": frames}
@@ -140,7 +139,8 @@ def listen(pair: Pair, names: Sequence[str], scoring: Scoring, progress: Progres
     first = next(iter(true.values()))
     rate = scoring.protocol.sample_rate or first.sample_rate
     length = -(-(first.frames or 0) * rate // first.sample_rate)
-    heard = Heard(FrameSums(scoring.protocol.window * rate, scoring.protocol.hop * rate), None, rate, [])
+    window, hop = scoring.protocol.window * rate, scoring.protocol.hop * rate
+    heard = Heard(FrameSums(window, hop, scaled="SI-SDR" in scoring.metrics), None, rate, [])
     heard.whole = Whole(length) if needs_filters(scoring) else None
     part = 0.5 if heard.whole else 1.0  # of the work
     made = sound(pair, true, names, scoring, heard.notes, lambda share: progress(part * share))

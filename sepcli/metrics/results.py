@@ -21,7 +21,7 @@ from sepcli.weights.votes import candidates, identity
 if TYPE_CHECKING:
     from sepcli.metrics.evaluate import Scoring
 
-METRICS = (*BSS, "nSDR")
+METRICS = (*BSS, "nSDR", "SI-SDR")
 
 
 def key_of(pair: Pair, scoring: "Scoring") -> str:

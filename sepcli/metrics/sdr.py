@@ -183,10 +183,11 @@ def _unscored(no_reference: Tensor, no_estimate: Tensor, mute: Tensor, silence: 
 class FrameSums:
     """Energies of references and of errors, in each frame and in all, of a song whose blocks come one after another.
 
-    window and hop in samples; frames as in `frame_slices`, which are known only when the song has ended.
+    window and hop in samples; frames as in `frame_slices`, which are known only when the song has ended. `scaled`: with
+    the products that `si_sdr` wants.
     """
 
-    def __init__(self, window: float, hop: float) -> None:
+    def __init__(self, window: float, hop: float, *, scaled: bool = False) -> None:
         frame_slices(1, window, hop)  # refuses what cannot be
         self.window, self.hop = window, hop if math.isfinite(window) else math.inf
         self.length = 0
@@ -194,6 +195,8 @@ class FrameSums:
         """Energies of reference and error in each frame, and whether reference and estimate are silent; (2, S) both."""
         self.whole = torch.zeros(()), torch.ones((), dtype=torch.bool)
         """The same of the whole song."""
+        self.products = torch.zeros((), dtype=torch.float64) if scaled else None
+        """Of reference and error in the whole song, (S,)."""
 
     def add(self, references: Tensor, estimates: Tensor) -> None:
         """The next block, (S, C, n) twice. Raises UsageError where it is not finite."""
@@ -213,6 +216,9 @@ class FrameSums:
                     self.frames.append(sums)
                 else:
                     self.frames[index] = _joined(self.frames[index], sums)
+        if self.products is not None:
+            for true, guess in _blocks(references, estimates):
+                self.products = self.products + (true * (true - guess)).sum((-2, -1)).cpu()
         self.length = stop
 
     def _overlapping(self, start: int, stop: int) -> list[tuple[int, float, float]]:
@@ -226,6 +232,14 @@ class FrameSums:
         """`nsdr` of each source: (S,)."""
         signal, error = self.whole[0]
         return decibels(signal + delta, error + delta)
+
+    def si_sdr(self, eps: float = 1e-8) -> Tensor:
+        """`si_sdr` of each source, one scale for all channels: (S,). From the error's sums, which keeps small ones."""
+        assert self.products is not None
+        signal, error = self.whole[0]
+        rest = self.products / (signal + eps)  # what the scale lacks to 1
+        remaining = (error - 2 * rest * self.products + rest.square() * signal).clamp_min(0)
+        return decibels((1 - rest).square() * signal + eps, remaining + eps)
 
     def sdr(self, silence: Silence, rows: Sequence[int] | None = None) -> Tensor:
         """`sdr_frames` of the sources `rows` (none given: all), which are scored together: (S, N)."""

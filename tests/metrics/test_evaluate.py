@@ -21,7 +21,7 @@ from sepcli.metrics.evaluate import Kind, Scoring, score_all, score_song
 from sepcli.metrics.plots import box_plots
 from sepcli.metrics.protocols import protocol
 from sepcli.metrics.results import document, finished, key_of, to_csv, to_json
-from sepcli.metrics.sdr import nsdr
+from sepcli.metrics.sdr import nsdr, si_sdr
 from sepcli.metrics.stems import Pair, Stem, StemSet, find_sets, open_stem, pair, source_of
 from tests.metrics.signals import estimated, museval, musical, white
 
@@ -173,6 +173,16 @@ def test_the_runner_gives_musevals_scores_for_an_accompaniment_that_it_sums(
         for row, name in zip(table, ("vocals", "accompaniment"), strict=True):
             assert entry["frames"][name][metric] == pytest.approx(row.tolist(), abs=1e-5)
             assert entry["sources"][name][metric] == pytest.approx(float(np.mean(row)), abs=1e-5)  # over frames: mean
+
+
+def test_si_sdr_is_scored_where_it_is_asked_for(tmp_path: Path, four: dict[str, torch.Tensor]) -> None:
+    data = write(tmp_path / "data" / "a", four)
+    guess = 0.5 * four["vocals"] + 0.003 * white(1, 1, four["vocals"].shape[-1])[0].float()
+    made = write(tmp_path / "made" / "a", four | {"vocals": guess})
+    both = one(data.parent, made.parent)
+    scored = score_song(both, scoring(metrics=("SDR", "nSDR", "SI-SDR")))["sources"]["vocals"]
+    assert scored["SI-SDR"] == pytest.approx(float(si_sdr(four["vocals"], guess)), abs=1e-6)
+    assert score_song(both, scoring())["sources"]["vocals"]["SI-SDR"] is None
 
 
 def test_mdx_scores_whole_songs_and_silence_too(tmp_path: Path, four: dict[str, torch.Tensor]) -> None:
@@ -363,7 +373,7 @@ def test_the_document_has_the_layout_of_the_interface(tmp_path: Path) -> None:
     assert (text["settings"]["over_frames"], text["settings"]["over_songs"]) == ("mean", "median")
     lines = to_csv(text).splitlines()
     assert len(lines) == 1 + 2 * 4
-    assert lines[0] == "model,protocol,song,source,SDR,ISR,SIR,SAR,nSDR"
+    assert lines[0] == "model,protocol,song,source,SDR,ISR,SIR,SAR,nSDR,SI-SDR"
 
 
 def test_a_finished_song_is_found_again_unless_a_file_or_a_setting_changed(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_song_in_blocks_scores_as_in_one_piece(window: float, hop: float, size
     references = white(2, 2, 2000 if size > 1 else 700).float()
     references[1, :, 300:1000] = 0
     estimates = 0.9 * references + 0.01 * white(*references.shape, seed=1).float()
-    sums = FrameSums(window, hop)
+    sums = FrameSums(window, hop, scaled=True)
     for start in range(0, references.shape[-1], size):
         sums.add(references[..., start : start + size], estimates[..., start : start + size])
     for silence in ("museval", "score"):
@@ -99,6 +99,7 @@ def test_a_song_in_blocks_scores_as_in_one_piece(window: float, hop: float, size
             sums.sdr(silence), torch.stack(whole, dim=-1), rtol=0, atol=1e-10, equal_nan=True
         )  # fmt: skip
     torch.testing.assert_close(sums.nsdr(), nsdr(references, estimates), rtol=0, atol=1e-10)
+    torch.testing.assert_close(sums.si_sdr(), si_sdr(references, estimates), rtol=0, atol=1e-7)
 
 
 def test_one_silent_reference_or_estimate_takes_the_frame_from_all_sources() -> None:
