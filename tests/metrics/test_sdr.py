@@ -81,9 +81,9 @@ def test_frames_are_cut_as_museval_cuts_them(length: int, window: float, hop: fl
 @pytest.mark.parametrize(
     ("window", "hop"), [(400, 400), (400, 150), (100, 250), (250.5, 100.25), (5000, 400), (math.inf, 7)]
 )
-@pytest.mark.parametrize("size", [1, 37, 400, 1999, 2000])
+@pytest.mark.parametrize("size", [7, 400, 1999, 2000])
 def test_a_song_in_blocks_scores_as_in_one_piece(window: float, hop: float, size: int) -> None:
-    references = white(2, 2, 2000 if size > 1 else 700).float()
+    references = white(2, 2, 2000).float()
     references[1, :, 300:1000] = 0
     estimates = 0.9 * references + 0.01 * white(*references.shape, seed=1).float()
     sums = FrameSums(window, hop, scaled=True)
