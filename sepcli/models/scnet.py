@@ -55,10 +55,10 @@ class Down(nn.Module):
             nn.Conv2d(below, width, (kernel, 1), (stride, 1)) for kernel, stride in zip(kernels, strides, strict=True)
         )
 
-    def lengths(self, bins: int) -> Bands:
+    def lengths(self, bins: int) -> list[int]:
         """How many of the bins each band has."""
         low, middle = (math.ceil(bins * share) for share in (self.shares[0], self.shares[0] + self.shares[1]))
-        return low, middle - low, bins - middle
+        return [low, middle - low, bins - middle]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         bands = []
@@ -120,13 +120,22 @@ class Up(nn.Module):
             for kernel, stride in zip(kernels, strides, strict=True)
         )
 
-    def forward(self, x: Tensor, lengths: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: list[int], wanted: list[int]) -> Tensor:
         bands = []
         for convolution, band, bins in zip(self.convtrs, torch.split(x, lengths, dim=2), wanted, strict=True):
             band = convolution(band)
             first = abs(band.shape[2] - bins) // 2
             bands.append(band[:, :, first : first + bins])
         return torch.cat(bands, dim=2)
+
+
+class Decoder(nn.ModuleList):
+    """Sparse up-sampling block: fusion, then the bands' own bins."""
+
+    def forward(self, x: Tensor, skip: Tensor, lengths: list[int], wanted: list[int]) -> Tensor:
+        fusion, up = self
+        spread: Tensor = up(fusion(x, skip), lengths, wanted)
+        return spread
 
 
 class DualPath(nn.Module):
@@ -182,6 +191,7 @@ class SCNet(Separator):
     edge = "reflect"
     overlaps: ClassVar = {"fast": 0.1, "normal": 0.5, "best": 0.75}
     quality: ClassVar = {"cuda": "best"}  # the reasons stand beside the entries in weights.toml
+    rectangle: Tensor
 
     def __init__(
         self,
@@ -222,7 +232,7 @@ class SCNet(Separator):
         self.separation_net = DualPaths(widths[-1], layers)
         above = [spectra * len(self.sources), *widths]
         self.decoder = nn.ModuleList(
-            nn.ModuleList([Fusion(width), Up(width, out, strides, kernels)])
+            Decoder([Fusion(width), Up(width, out, strides, kernels)])
             for width, out in reversed(list(zip(widths, above, strict=False)))
         )
 
@@ -240,7 +250,9 @@ class SCNet(Separator):
             x = self.separate((x - mean) / (1e-5 + deviation)) * deviation + mean
         else:
             x = self.separate(x)
-        parts = x.float().unflatten(1, (len(self.sources), self.channels, 2)).movedim(3, -1)  # (B, S, C, F, N, 2)
+        parts = torch.unflatten(x.float(), 1, (len(self.sources), self.channels, 2)).movedim(
+            3, -1
+        )  # (B, S, C, F, N, 2)
         spectra = torch.view_as_complex(parts.contiguous())
         return Estimate(istft(spectra, self.rectangle, self.hop, samples, normalised=True))
 
@@ -253,7 +265,7 @@ class SCNet(Separator):
             x, skip, lengths = encoder(x)
             taken.append((skip, lengths, before))
         x = self.separation_net(x)
-        for fusion, up in self.decoder:
+        for decoder in self.decoder:
             skip, lengths, before = taken.pop()
-            x = up(fusion(x, skip), lengths, before)
+            x = decoder(x, skip, lengths, before)
         return x

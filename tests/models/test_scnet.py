@@ -62,9 +62,9 @@ def test_the_large_networks_bands_are_those_of_the_reference() -> None:
     with torch.device("meta"):
         network = SCNet(**find("scnet-large").settings, **traits())
     assert [encoder.SDlayer.lengths(bins) for encoder, bins in zip(network.encoder, (2049, 705, 243), strict=True)] == [
-        (462, 762, 825),
-        (159, 262, 284),
-        (55, 91, 97),
+        [462, 762, 825],
+        [159, 262, 284],
+        [55, 91, 97],
     ]
 
 
@@ -192,7 +192,9 @@ def test_a_users_file_is_read_in_every_wrapping_and_another_networks_is_refused(
         )
     del tensors["encoder.0.globalconv.bias"]
     torch.save(tensors | {"mask_estimators.0.weight": torch.zeros(3)}, tmp_path / "other.ckpt")
-    with pytest.raises(ModelError, match="missing encoder.0.globalconv.bias; unexpected mask_estimators.0.weight"):
+    with pytest.raises(
+        ModelError, match=r"missing encoder\.0\.globalconv\.bias; unexpected mask_estimators\.0\.weight"
+    ):
         load_separator(str(tmp_path / "other.ckpt"), architecture="scnet")
     torch.save(fill(SCNet(**traits(sources=("vocals", "other")))).state_dict(), tmp_path / "two.ckpt")
     with pytest.raises(ModelError, match=r"other shapes: decoder\.2\.1\.convtrs\.0\.weight"):
