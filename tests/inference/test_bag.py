@@ -168,6 +168,22 @@ def test_candidates_of_a_published_bag_have_its_weights_and_segment() -> None:
     assert {c.segment or catalog.find(c.model).segment for c in found.values()} == {44}
 
 
+def test_the_best_bag_takes_each_stem_from_one_member() -> None:
+    assert all(catalog.find(c.model).commercial for c in candidates("best"))
+    members = []
+    for candidate in candidates("best"):
+        entry = catalog.find(candidate.model)
+        settings = {**entry.settings, **models.find(entry.architecture).tiny}
+        small = models.build(entry.architecture, settings, {**traits_of(entry), "segment": 1.0})
+        fill(small, seed=5)
+        members.append(Member(small, candidate.votes, candidate.model))
+    sound, loud = 0.1 * song(60_000), Loudness(0.0, 0.1, 0.4)
+    bag = Bag(members, "best", CPU, overlap="normal")
+    assert bag.sources == ("drums", "bass", "other", "vocals")
+    large, voice = (run(Bag([m], "x", CPU, overlap="normal"), sound, loud) for m in members)
+    assert relative(run(bag, sound, loud), torch.cat([large[:3], voice])) < 1e-6
+
+
 def test_a_network_listed_twice_runs_once_with_both_weights(tmp_path: Path) -> None:
     (found,) = candidates("hdemucs_mmi,hdemucs")
     assert found.model == "hdemucs_mmi"
