@@ -250,10 +250,8 @@ class SCNet(Separator):
             x = self.separate((x - mean) / (1e-5 + deviation)) * deviation + mean
         else:
             x = self.separate(x)
-        parts = torch.unflatten(x.float(), 1, (len(self.sources), self.channels, 2)).movedim(
-            3, -1
-        )  # (B, S, C, F, N, 2)
-        spectra = torch.view_as_complex(parts.contiguous())
+        parts = torch.unflatten(x.float(), 1, (len(self.sources), self.channels, 2))  # (B, S, C, 2, F, N)
+        spectra = torch.view_as_complex(parts.movedim(3, -1).contiguous())
         return Estimate(istft(spectra, self.rectangle, self.hop, samples, normalised=True))
 
     def separate(self, x: Tensor) -> Tensor:

@@ -223,7 +223,10 @@ def test_where_sources_are_independent_only_the_wanted_ones_are_built(tmp_path: 
     fill(network, seed=3)
     path = tmp_path / "two.safetensors"
     checkpoint.save(path, network.state_dict(), {"name": "two", **catalog.as_table(entry)}, {})
-    whole, part = load_bag(str(path)), load_bag(str(path), stems=["accompaniment"])
+    said: list[str] = []
+    whole = load_bag(str(path), notice=said.append)
+    part = load_bag(str(path), stems=["accompaniment"], overlap="best", notice=said.append)
+    assert said == [f"{path}: --overlap and --quality have no effect, its pieces equal one pass as they are"]
     assert list(part.members[0].separator.networks) == ["accompaniment"]
     sound = 0.1 * song(9000)
     loud = Loudness(0.0, 1.0, 0.8)
