@@ -23,6 +23,7 @@ from sepcli.inference.stream import reblock
 from sepcli.weights.votes import every_stem
 
 T = TypeVar("T")
+HEARD = "(mixture)"  # beside the sources, none of which can be called so
 Stems = Mapping[str, Sequence[str]]
 """What is written: each stem's name, and the sources that it is the sum of; none: what all sources leave."""
 
@@ -99,7 +100,7 @@ def separate_clip(
     ]
     # Where something is to be taken from it, the mixture as the network heard it travels along, as one more source.
     heard = [reblock((block[None] for block in group_of(s, i)), BLOCK) for i, s in enumerate(streams[parts:])]
-    names = [*sources, *(["mixture"] if along else [])]
+    names = [*sources, *([HEARD] if along else [])]
     joined = (
         stack([torch.cat(pair) for pair in zip(blocks[:parts], blocks[parts:], strict=True)] if along else blocks)
         for blocks in zip(*estimated, *heard, strict=True)
@@ -112,10 +113,10 @@ def separate_clip(
             waves = {name: channels.join(cells[i :: len(names)], clip.channels) for i, name in enumerate(names)}
             result = {stem: total([waves[source] for source in members]) for stem, members in stems.items() if members}
             if rest:
-                left = waves["mixture"] - total([waves[source] for source in sources])
+                left = waves[HEARD] - total([waves[source] for source in sources])
                 result = {stem: result.get(stem, left) for stem in stems}
             if mixture is not None and keepers:
-                lost = mixture - waves["mixture"]
+                lost = mixture - waves[HEARD]
                 result = shared(result, lost) if shared else remainder.add_upper_band(result, lost, keepers)
             if mixture is not None and consistent:
                 result = remainder.consistent(result, mixture, consistent)

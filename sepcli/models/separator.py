@@ -54,7 +54,7 @@ class Separator(nn.Module):
     fade: ClassVar[Literal["triangle", "tenth"]] = "triangle"
     """How pieces that overlap are weighted: by a triangle, or by ones with a tenth of the piece faded at either end."""
     edge: ClassVar[Literal["zeros", "reflect"]] = "zeros"
-    """What a piece hears beyond the song's ends: nothing, or the song mirrored there."""
+    """What a piece hears beyond the song's ends: nothing, or the song mirrored there (its margins are then right)."""
     overlaps: ClassVar[Mapping[str, float]] = {"fast": 0.1, "normal": 0.25, "best": 0.5}
     """The share of a piece that overlaps the next, for each quality."""
     quality: ClassVar[Mapping[str, str]] = {}

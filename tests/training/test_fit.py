@@ -74,7 +74,7 @@ def training_of(asked: Request, tell: Tell | None = None) -> tuple[loop.Training
 
 FAMILIES = [
     "hdemucs-paper", "demucs-improved", "conv-tasnet", "multiband-tasnet", "x-conv-tasnet", "cde-htcn", "cws-mdensenet",
-    "cws-mmdensenet", "cws-unet", "umx", "x-umx", "d3net", "x-d3net",
+    "cws-mmdensenet", "cws-unet", "umx", "x-umx", "d3net", "x-d3net", "scnet",
 ]  # fmt: skip
 
 

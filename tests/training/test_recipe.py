@@ -27,7 +27,7 @@ def test_every_entrys_recipe_is_read_and_written_back(entry: Entry) -> None:
 
 def test_every_paper_can_be_trained() -> None:
     families = {entry.architecture.split(".")[0] for entry in TRAINED.values()}
-    assert families >= {"hdemucs", "demucs", "conv_tasnet", "cde_htcn", "cws_unet", "densenet", "umx", "d3net"}
+    assert families >= {"hdemucs", "demucs", "conv_tasnet", "cde_htcn", "cws_unet", "densenet", "umx", "d3net", "scnet"}
 
 
 def test_hybrid_demucs_reads_eleven_seconds_for_its_excerpt() -> None:
