@@ -56,6 +56,7 @@ def train(
         typer.Option("--sync-batchnorm", help="Batch norms take the statistics of all processes' parts of a batch."),
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 reads in the loop itself.", min=0)] = 0,
+    licence: Annotated[str, typer.Option(help="Terms of the weights, as the file and its model card will say.")] = "",
     seed: Annotated[int, typer.Option(help="Of weights, order, excerpts and augmentation.")] = 0,
     settings: Annotated[
         list[str] | None,
@@ -89,7 +90,7 @@ def train(
 
     from sepcli.training.fit import Interrupted, Tell
     from sepcli.training.recipe import parse_value
-    from sepcli.training.session import Request, check_start, place, plan
+    from sepcli.training.session import Request, check_start, place, plan, restarted
     from sepcli.training.session import train as run_training
 
     changes: dict[str, Any] = {}
@@ -100,16 +101,19 @@ def train(
         (changes if "." in key else own)[key.strip()] = value.strip()
     changes = {key: parse_value(value) for key, value in changes.items()}
     changes |= flags(epochs, steps, batch_size, segment, lr, loss, init, freeze)
+    path = out or Path("runs") / entry.name
+    resume = resume or restarted(path)
     request = Request(
         entry,
         folders,
-        out or Path("runs") / entry.name,
+        path,
         settings={key: parse_value(value) for key, value in own.items()},
         sources=tuple(name.strip() for name in sources.split(",") if name.strip()),
         changes=changes,
         resume=resume,
         absent=absent_stems,
         seed=seed,
+        licence=licence,
     )
     run = plan(request)
     if not resume:

@@ -162,6 +162,7 @@ def begun(model: Separator, run: Run, where: Where, tell: Tell, resume: bool) ->
     if resume:
         tensors, metadata = read_state(run.state)
         progress = restore(tensors, metadata["extra"]["state"], model, optimiser, averages, scaler)
+        progress.owed |= finished(recipe, progress) and progress.validated < progress.step
     loss = make_loss(recipe.loss, model.sources)
     network = wrapped(model, where)
     training = Training(model, network, run, loss, optimiser, averages, scaler, progress, where, tell)

@@ -49,7 +49,7 @@ class Run:
     entry: Entry
     recipe: Recipe
     facts: Mapping[str, Any]
-    """What reproduces the run beside the recipe: seed, folders, songs with the stamps of their files."""
+    """What reproduces the run beside the recipe: seed, folders, songs with the stamps of their files; the licence."""
     board: Any = None
     """A TensorBoard writer, where there is one."""
 
@@ -63,7 +63,8 @@ class Run:
 
     def table(self) -> dict[str, Any]:
         """The entry at its final settings, with this recipe, as a checkpoint carries it."""
-        own = replace(self.entry, training=as_table(self.recipe), scores=(), licence="", commercial=False)
+        licence = self.facts.get("licence", "")
+        own = replace(self.entry, training=as_table(self.recipe), scores=(), licence=licence, commercial=False)
         return {"name": self.entry.name, **catalog.as_table(own)}
 
     def extra(self, **more: Any) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def model_card(run: Run, scores: Mapping[str, Any]) -> str:
         f"- Weights: {scores.get('weights', 'raw')} of step {scores.get('step')}, seed {facts.get('seed')}",
         f"- Validation loss: {scores.get('loss')}",
         *(f"- Validation nSDR, {name}: {value:.2f} dB" for name, value in scores.get("nsdr", {}).items()),
-        "- Licence: not stated; the terms of the training data decide",
+        f"- Licence: {facts.get('licence') or 'not stated; the terms of the training data decide'}",
         "",
         "Use: `sepcli separate SONG --model best.safetensors`",
         "",

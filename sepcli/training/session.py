@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sepcli import models
-from sepcli.errors import ModelError, UsageError
+from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.inference.device import choose
 from sepcli.models.separator import Separator, Traits
 from sepcli.training.data import Excerpts, Material, find_tracks, mixture_blocks, prepare, rows_of, split_tracks
@@ -23,6 +23,9 @@ from sepcli.training.start import begin, freeze
 from sepcli.weights import checkpoint
 from sepcli.weights.catalog import Entry
 from sepcli.weights.load import own_entry, skeleton
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+"""In what torch's backends say when a process at the other end has died."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,13 @@ class Request:
     resume: bool = False
     absent: str = "refuse"
     seed: int = 0
+    licence: str = ""
 
 
 def plan(request: Request) -> Run:
     """Entry, recipe and facts at their final values, agreed with the network's constructor. Raises UsageError.
 
-    A resumed run has the recipe that it began with: only when it stops may change.
+    A resumed run has the recipe that it began with: only when it stops, and its licence, may change.
     """
     if request.resume:
         return resumed(request)
@@ -57,7 +61,13 @@ def plan(request: Request) -> Run:
     make_loss(recipe.loss, entry.sources)
     entry = replace(entry, parameters=sum(parameter.numel() for parameter in network.parameters()))
     facts = {"data": [str(folder.resolve()) for folder in request.folders], "seed": request.seed}
-    return Run(request.path, entry, recipe, facts | {"absent": request.absent})
+    return Run(request.path, entry, recipe, facts | {"absent": request.absent, "licence": request.licence})
+
+
+def restarted(path: Path) -> bool:
+    """Whether torchrun began its processes again, one having died: they go on with what they began."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return again and (path / "last" / "state.safetensors").is_file()
 
 
 def resumed(request: Request) -> Run:
@@ -83,7 +93,8 @@ def resumed(request: Request) -> Run:
     extra = metadata["extra"]
     facts = {key: extra[key] for key in ("seed", "absent", "songs")}
     folders = [str(folder.resolve()) for folder in request.folders] or extra["data"]
-    return Run(request.path, entry, recipe, facts | {"data": folders})
+    licence = request.licence or extra.get("licence", "")
+    return Run(request.path, entry, recipe, facts | {"data": folders, "licence": licence})
 
 
 def place(device: str, precision: str, workers: int, *, compiled: bool = False, sync_batchnorm: bool = False) -> Where:
@@ -143,7 +154,20 @@ def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 def train(
     run: Run, where: Where, tell: Tell, *, resume: bool, board: Callable[[Path], Any] = lambda _: None
 ) -> Progress:
-    """Train, in the run's folder. Raises what `claimed`, `gather` and `fit` raise."""
+    """Train, in the run's folder. Raises what `claimed`, `gather` and `fit` raise, SepcliError without its peers."""
+    try:
+        return alone_or_not(run, where, tell, resume, board)
+    except RuntimeError as error:
+        if where.world == 1 or not any(word in str(error) for word in LOST):
+            raise
+        raise SepcliError(
+            f"another process of this run is gone ({str(error).splitlines()[0][:120]})",
+            "--resume goes on; torchrun --standalone --max-restarts 3 does so itself",
+        ) from error
+
+
+def alone_or_not(run: Run, where: Where, tell: Tell, resume: bool, board: Callable[[Path], Any]) -> Progress:
+    """The first process claims the folder and prepares the songs; the others wait for it."""
     if where.rank:
         torch.distributed.barrier()
         return trained(run, where, tell, resume)

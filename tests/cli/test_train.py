@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,54 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not list((tmp_path).glob("runs/*/last"))
 
 
+def shortened(song: Path) -> None:
+    wave, rate = soundfile.read(song / "bass.wav")
+    soundfile.write(song / "bass.wav", wave[:-1], rate)
+
+
+def slowed(song: Path) -> None:
+    wave, _ = soundfile.read(song / "bass.wav")
+    soundfile.write(song / "bass.wav", wave, 48000)
+
+
+def silenced(song: Path) -> None:
+    for each in (song, song.with_name("song 1")):
+        soundfile.write(each / "vocals.wav", np.zeros((88200, 2)), 44100)
+
+
+def damaged(song: Path) -> None:
+    (song / "bass.wav").write_bytes(b"RIFF nothing")
+
+
+def emptied(song: Path) -> None:
+    for each in (song, song.with_name("song 1")):
+        shutil.rmtree(each)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "text"),
+    [
+        (emptied, 2, "data: holds no songs"),
+        (lambda song: (song / "vocals.wav").unlink(), 2, "song 0: has no vocals"),
+        (shortened, 1, "song 0: its stems have different lengths (bass.wav 88,199, drums.wav 88,200"),
+        (slowed, 1, "song 0: its stems have different sample rates (bass.wav 48000 Hz, drums.wav 44100 Hz"),
+        (silenced, 2, "vocals is silent or absent in all"),
+        (damaged, 1, "song 0/bass.wav"),
+    ],
+    ids=["no songs", "a missing stem", "unequal lengths", "mixed rates", "silence", "a damaged stem"],
+)
+def test_songs_that_cannot_be_trained_with_are_named_and_nothing_is_written(
+    spoil: Callable[[Path], object], code: int, text: str, sepcli: Call, tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data", songs=2, seconds=2.0)
+    spoil(data / "song 0")
+    found, out, err = sepcli("train", *TINY, "--data", data, "--steps", "1")
+    assert (found, out) == (code, ""), err
+    assert text in err
+    assert err.count("sepcli: error:") == 1
+    assert not [path for path in tmp_path.glob("runs/*/*") if path.name != ".lock"]
+
+
 def alone(tmp_path: Path) -> dict[str, str]:
     """The environment of a process of its own."""
     cache = str(tmp_path / "cache")
@@ -137,15 +186,9 @@ def alone(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 def test_a_stopped_run_is_saved_and_goes_on(number: int, code: int, songs: Path, tmp_path: Path, sepcli: Call) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(HERE),
-        "SEPCLI_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
     words = ["train", *TINY, "--data", str(songs), "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "sepcli", *words, "--steps", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone(tmp_path))
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
@@ -165,16 +208,12 @@ def test_a_stopped_run_is_saved_and_goes_on(number: int, code: int, songs: Path,
 
 
 def test_two_processes_train_under_torchrun(songs: Path, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(HERE),
-        "SEPCLI_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     words = ["-m", "sepcli", "train", *TINY, "--data", str(songs), "--steps", "4", "--out", str(tmp_path / "run")]
     words.append("--sync-batchnorm")
-    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        [*launch, *words], env=alone(tmp_path), capture_output=True, text=True, check=False, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("best.safetensors") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
