@@ -159,8 +159,8 @@ def emptied(song: Path) -> None:
     [
         (emptied, 2, "data: holds no songs"),
         (lambda song: (song / "vocals.wav").unlink(), 2, "song 0: has no vocals"),
-        (shortened, 1, "song 0: its stems have different lengths (bass.wav 88,199, drums.wav 88,200"),
-        (slowed, 1, "song 0: its stems have different sample rates (bass.wav 48000 Hz, drums.wav 44100 Hz"),
+        (shortened, 1, "song 0: its stems have different lengths (vocals.wav 88,200, bass.wav 88,199"),
+        (slowed, 1, "song 0: its stems have different sample rates (vocals.wav 44100 Hz, bass.wav 48000 Hz"),
         (silenced, 2, "vocals is silent or absent in all"),
         (damaged, 1, "song 0/bass.wav"),
     ],
