@@ -83,7 +83,8 @@ def separate(
         int | None, typer.Option(help="Of networks with a Wiener filter. [default: the model's own]", min=0)
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="The catalogue name whose network a bare state dict is for.")
+        str | None,
+        typer.Option(help="The catalogue name whose network a bare state dict is for, or the public trainer's yaml."),
     ] = None,
     bag_weights: Annotated[
         Path | None, typer.Option(help="TOML file: for each model a table of source = weight. [default: all 1]")

@@ -53,7 +53,8 @@ def load_separator(
     """One network, in eval mode on `device`, from a name of the catalog or the path of a file or of a run's folder.
 
     A file known by its digest has its entry's settings; our own checkpoints carry theirs; otherwise what the file says
-    counts, and what it lacks comes from the entry `architecture`, else from the first entry that it fits. `segment`
+    counts, and what it lacks comes from the entry `architecture`, else from the first entry that it fits; for a file of
+    the public trainer `architecture` may be its yaml, which is also looked for beside the file. `segment`
     (seconds) and `settings` go over all that. Where each source has a network of its own, only those of `sources`
     (none: all) are built. Raises ModelError (not to be had, refused, no fit), UsageError.
     """
@@ -61,6 +62,8 @@ def load_separator(
         entry, tensors, digest = from_path(weights_file(model), architecture, settings or {}, require_digest, notice)
     else:
         entry = only_wanted(catalog.find(model), sources, settings or {})
+        if segment is not None and segment > entry.segment:  # may be refused: before anything is downloaded
+            built_from_file(replace(entry, segment=segment), model, asked=True)
         entry, tensors, digest = from_catalog(entry, offline, require_digest, notice, progress)
     if settings:
         models.check_settings(models.find(entry.architecture), settings)

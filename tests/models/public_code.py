@@ -6,6 +6,7 @@ git clone https://github.com/haoheliu/Subband-Music-Separation                  
 git clone https://github.com/sony/ai-research-code                                        (at cfe96df)
 git clone https://github.com/asteroid-team/asteroid                                       (at 92c8d83)
 git clone https://github.com/ZFTurbo/Music-Source-Separation-Training                     (at ccc011a)
+    (its RoFormers want rotary-embedding-torch and beartype)
 git clone -b v1 https://github.com/facebookresearch/demucs demucs-v1                      (at 110f8fe)
 git clone -b v2 https://github.com/facebookresearch/demucs demucs-v2                      (at 64ed2cb)
 """

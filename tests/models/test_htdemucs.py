@@ -140,6 +140,8 @@ def test_a_longer_segment_than_the_files_is_refused_and_another_family_named(tmp
     path.write_bytes(files.package(ours().state_dict(), SAID, klass=KLASS))
     with pytest.raises(UsageError, match=r"segment = 8: must be at most 7\.8 s.*; give --segment 7\.8 or less"):
         load_separator(str(path), segment=8.0)
+    with pytest.raises(UsageError, match=r"segment = 8: must be at most 7\.8 s"):
+        load_separator("htdemucs", segment=8.0, offline=True)  # before a download
     with pytest.raises(ModelError, match=r"the catalog has no htdemucs\.HTDemucs"):
         load_separator(str(path), architecture="hdemucs_mmi")
     path.write_bytes(files.package(ours().state_dict(), {**SAID, "t_emb": "cape"}, klass=KLASS))
