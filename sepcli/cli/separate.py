@@ -64,6 +64,9 @@ def separate(
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the network's arithmetic.")
     ] = "float32",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Run networks as they are written, without their fast forms for the CPU.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: torch's own]", min=1)] = None,
     segment: Annotated[float | None, typer.Option(help="Length of a piece in seconds. [default: the model's]")] = None,
     quality: Annotated[
@@ -127,6 +130,7 @@ def separate(
     """
     from sepcli.audio.paths import clashes, find_songs
     from sepcli.inference.files import Plan, check_plan, loader
+    from sepcli.inference.memory import keep
 
     console.state.progress = progress
     if quality is not None and overlap is not None:
@@ -149,6 +153,7 @@ def separate(
         end=end,
         device=device,
         precision=precision,
+        plain=plain,
         threads=threads,
         segment=segment,
         overlap=overlap if quality is None else quality,
@@ -169,6 +174,7 @@ def separate(
         check_formats(songs, plan)
     if dry_run:
         raise typer.Exit(tell_all(songs, problems, plan, as_json=json))
+    keep()
     load = loader(plan, console.notice, console.downloads)
     raise typer.Exit(separate_all(songs, problems, plan, load, as_json=json))
 

@@ -58,6 +58,7 @@ class Bag:
     """A share of a piece, or a quality, or each network's own: see cut_for."""
     batch_size: int = 1
     precision: str = "float32"
+    plain: bool = False
     notice: Callable[[str], None] = lambda _: None
     wanted: tuple[str, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +77,9 @@ class Bag:
             key = id(member.separator)
             if key not in self.runners:
                 model = member.separator
-                self.runners[key] = Runner(model, self.device, precision=self.precision, notice=self.notice)
+                self.runners[key] = Runner(
+                    model, self.device, precision=self.precision, plain=self.plain, notice=self.notice
+                )
 
     @property
     def widest(self) -> Member:
@@ -231,6 +234,7 @@ def load_bag(
     seed: int = 0,
     batch_size: int | None = None,
     precision: str = "float32",
+    plain: bool = False,
     offline: bool = False,
     require_digest: bool = False,
     notice: Callable[[str], None] = lambda _: None,
@@ -275,6 +279,7 @@ def load_bag(
         overlap=overlap,
         batch_size=batch_size or batch_size_for(place),
         precision=precision,
+        plain=plain,
         notice=notice,
         wanted=tuple(stems),
         asked={

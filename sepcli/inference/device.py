@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepcli.errors import AudioError, UsageError
 from sepcli.models.separator import Separator
@@ -43,6 +43,8 @@ class TooLong(Exception):  # noqa: N818
 class Runner:
     """Runs a Separator's forward on a device: windows (B, C, n) on the CPU in, waveforms (B, S, C, n) out.
 
+    On the CPU in float32 the network's fast form runs, unless it is to be `plain`.
+
     Out of memory: the batch is halved for the rest of the run. Where a single piece does not fit, the network's
     segment is halved, as far as that makes its windows shorter, and TooLong asks for the song to begin again; then
     the network moves to the CPU, as it does where the device lacks an operator. Each is said once through `notice`,
@@ -55,15 +57,19 @@ class Runner:
         device: torch.device,
         *,
         precision: str = "float32",
+        plain: bool = False,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.device = device
+        self.plain = plain
         self.precision = PRECISIONS[precision]
         self.notice = notice
         self.limits: list[str] = []
         self.largest = 2**31  # windows that fit in one batch, as far as is known
         self.model = model
+        self.form: nn.Module = model
         self.move(device)
+        self.choose_form()
 
     def move(self, device: torch.device) -> None:
         self.device = device
@@ -79,7 +85,7 @@ class Runner:
             return torch.cat([self(part) for part in torch.split(windows, self.largest)])
         try:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-                waveforms: Tensor = self.model(windows.to(self.device)).waveforms
+                waveforms: Tensor = self.form(windows.to(self.device)).waveforms
             return waveforms.float()
         except (RuntimeError, NotImplementedError, TypeError) as error:
             memory = out_of_memory(error)
@@ -116,8 +122,14 @@ class Runner:
         self.say(f"{self.device} {reason}: going on with the CPU")
         self.device = torch.device("cpu")
         self.model.to(self.device)
+        self.choose_form()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def choose_form(self) -> None:
+        """The network's fast form where that is one: in single precision on the CPU."""
+        fast = self.device.type == "cpu" and self.precision is None and not self.plain
+        self.form = self.model.fast() if fast else self.model
 
     def say(self, text: str) -> None:
         self.limits.append(text)

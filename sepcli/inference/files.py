@@ -53,6 +53,7 @@ class Plan:
     end: float | None = None
     device: str = "auto"
     precision: str = "float32"
+    plain: bool = False
     threads: int | None = None
     segment: float | None = None
     overlap: float | str | None = None
@@ -213,6 +214,7 @@ def loader(
             seed=plan.seed,
             batch_size=plan.batch_size,
             precision=plan.precision,
+            plain=plan.plain,
             offline=plan.offline,
             require_digest=plan.require_digest,
             notice=notice,

@@ -229,6 +229,11 @@ class HDemucs(Separator):
             waveforms = waveforms + torch.unflatten(xt * deviation_t + mean_t, 1, (len(self.sources), -1))
         return Estimate(waveforms)
 
+    def fast(self) -> nn.Module:
+        from sepcli.models.hdemucs_fast import FastHDemucs, covers
+
+        return FastHDemucs(self) if covers(self) else self
+
     def transform(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
         """The two U-Nets (figure 1): spectral (B, ., F, N) and waveform (B, ., T), of the mixture, then of all sources.
 

@@ -100,6 +100,13 @@ class Separator(nn.Module):
         """(B, C, T) -> Estimate with waveforms (B, S, C, T), S in the order of `sources`."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
+    def fast(self) -> nn.Module:
+        """A form of this network for float32 inference on the CPU, equal to rounding: itself where it has no other.
+
+        It holds the weights as they are now, and is called as the network is.
+        """
+        return self
+
     def reference(self, sources: Tensor) -> Estimate:
         """True sources (B, S, C, T) as an Estimate in the network's own domain: what a loss compares with."""
         return Estimate(sources)

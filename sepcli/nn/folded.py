@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepcli.nn.attention import LocalState, attended
+from sepcli.nn.residual import LayerScale
 
 
 class FoldedBranch(nn.Module):
@@ -21,16 +22,22 @@ class FoldedBranch(nn.Module):
 
     def __init__(self, branch: nn.Sequential) -> None:
         super().__init__()
-        first, self.norm, _, *self.inner, last, norm, _, scale = branch
+        first, norm, _, *self.inner, last, last_norm, _, scale = branch
         assert isinstance(first, nn.Conv1d)
+        assert isinstance(norm, nn.GroupNorm)
+        assert isinstance(last_norm, nn.GroupNorm)
+        assert isinstance(scale, LayerScale)
         self.hidden, self.channels, self.dilation = first.out_channels, first.in_channels, first.dilation[0]
-        self.taps = first.weight.detach().movedim(2, 0).flatten(0, 1).contiguous()  # (3 H', H)
-        self.bias = first.bias.detach()[:, None]
+        taps, bias = parameters(first)
+        self.taps, self.bias = taps.movedim(2, 0).flatten(0, 1).contiguous(), bias[:, None]  # (3 H', H)
+        self.norm = norm
         # The last convolution and what follows it, in float64: the second norm, and LayerScale before the GLU's gate.
-        self.weight, self.last_bias = last.weight.detach()[..., 0].double(), last.bias.detach().double()  # (2 H, H')
+        weight, bias = parameters(last)
+        self.weight, self.last_bias = weight[..., 0].double(), bias.double()  # (2 H, H')
         self.gram = self.weight.T @ self.weight / len(self.weight)
-        self.eps, scales = norm.eps, torch.cat([scale.scale.detach(), torch.ones(self.channels)]).double()
-        self.gain, self.shift = norm.weight.detach() * scales, norm.bias.detach() * scales
+        scales = torch.cat([scale.scale.detach(), torch.ones(self.channels)]).double()
+        self.gain, self.shift = last_norm.weight.detach() * scales, last_norm.bias.detach() * scales
+        self.eps = last_norm.eps
 
     def forward(self, x: Tensor) -> None:
         """(B, H, N), each item by itself over all of its steps."""
@@ -67,7 +74,7 @@ class FoldedBranch(nn.Module):
         weight, bias = self.folded(mean, gram[None] / len(rows))
         up, gate = weight[0].T.contiguous().tensor_split(2, dim=1)
         biases = torch.addmm(bias, apart.float(), weight[0].T)
-        for tile, (up_bias, gate_bias) in zip(tiles, biases.unflatten(1, (2, -1)), strict=True):
+        for tile, (up_bias, gate_bias) in zip(tiles, torch.unflatten(biases, 1, (2, -1)), strict=True):
             y = h[:, tile].T
             rows[tile].addcmul_(torch.addmm(up_bias, y, up), torch.addmm(gate_bias, y, gate).sigmoid_())
 
@@ -105,6 +112,13 @@ class FoldedBranch(nn.Module):
         variance = (gram.double() * self.gram).sum((1, 2)).clamp_min(0) + apart.square().mean(dim=1)
         scale = self.gain / (variance[:, None] + self.eps).sqrt()
         return (scale[..., None] * self.weight).float(), (scale * apart + self.shift).float()
+
+
+def parameters(convolution: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """A convolution's weight and bias, without gradients."""
+    assert isinstance(convolution, nn.Conv1d | nn.Conv2d)
+    assert convolution.bias is not None
+    return convolution.weight.detach(), convolution.bias.detach()
 
 
 def about(means: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,9 @@ def validate(
     The loss compares what comes out with the truth in the network's own domain, over stretches of `seconds`, at the
     level that the network works at. nSDR leaves out sources that a song does not have. `tick` is called now and then.
     """
-    bag = Bag([Member(model, dict.fromkeys(model.sources, 1.0))], "the network", device, precision=precision)
+    bag = Bag(
+        [Member(model, dict.fromkeys(model.sources, 1.0))], "the network", device, precision=precision, plain=True
+    )
     length = max(4096, round(seconds * model.sample_rate))
     sums = torch.zeros(2 + 2 * len(model.sources), dtype=torch.float64)
     for song in songs:
