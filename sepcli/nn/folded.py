@@ -82,8 +82,8 @@ class FoldedBranch(nn.Module):
         """The three taps' products (B, 3 H', N) as the convolution (B, H', steps) that begins at step `first`."""
         left, middle, right = taps.tensor_split(3, dim=1)
         h = middle[..., first : first + steps] + self.bias
-        begin = max(0, self.dilation - first)  # before it there is no step so far to the left
-        h[..., begin:] += left[..., first + begin - self.dilation : first + steps - self.dilation]
+        begin = min(steps, max(0, self.dilation - first))  # before it there is no step so far to the left
+        h[..., begin:] += left[..., max(0, first - self.dilation) : max(0, first + steps - self.dilation)]
         end = max(0, min(steps, taps.shape[-1] - first - self.dilation))
         h[..., :end] += right[..., first + self.dilation : first + self.dilation + end]
         return h

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sepcli.errors import UsageError
@@ -63,6 +63,11 @@ def sound(model: Separator, length: int, batch: int = 1, seed: int = 0) -> Tenso
     return 0.3 * torch.randn(batch, model.channels, length, generator=torch.Generator().manual_seed(seed))
 
 
+def forms(model: Separator) -> list[nn.Module]:
+    """The network, and its fast form where it has one."""
+    return list(dict.fromkeys([model, model.fast()]))
+
+
 def decibels(found: Tensor, expected: Tensor) -> float:
     return float(10 * torch.log10(expected.square().sum() / (found - expected).square().sum().clamp_min(1e-30)))
 
@@ -97,11 +102,12 @@ def test_any_length_comes_back_with_every_source(entry: Entry) -> None:
     for length in (1, 2, 777, model.grid % 20_000 + 1, 9000):
         mixture = sound(model, length)
         before = mixture.clone()
-        waveforms = model(mixture).waveforms
-        assert waveforms.shape == (1, len(model.sources), entry.channels, length)
-        assert bool(waveforms.isfinite().all()), length
-        assert waveforms.dtype == torch.float32
-        assert torch.equal(mixture, before), "the input must stay as it was"
+        for form in forms(model):
+            waveforms = form(mixture).waveforms
+            assert waveforms.shape == (1, len(model.sources), entry.channels, length)
+            assert bool(waveforms.isfinite().all()), length
+            assert waveforms.dtype == torch.float32
+            assert torch.equal(mixture, before), "the input must stay as it was"
 
 
 @every_network
@@ -109,17 +115,28 @@ def test_any_length_comes_back_with_every_source(entry: Entry) -> None:
 def test_it_repeats_and_items_of_a_batch_are_independent(entry: Entry) -> None:
     model = tiny(entry)
     mixture = torch.cat([sound(model, 9000, seed=1), 3 * sound(model, 9000, seed=2)])
-    both = model(mixture).waveforms
-    assert torch.equal(both, model(mixture).waveforms)
-    single = torch.cat([model(mixture[:1]).waveforms, model(mixture[1:]).waveforms])
-    assert decibels(both, single) > 90
+    for form in forms(model):
+        both = form(mixture).waveforms
+        assert torch.equal(both, form(mixture).waveforms)
+        single = torch.cat([form(mixture[:1]).waveforms, form(mixture[1:]).waveforms])
+        assert decibels(both, single) > 90
 
 
 @every_network
 @torch.inference_mode()
 def test_silence_gives_numbers(entry: Entry) -> None:
+    for form in forms(tiny(entry)):
+        assert bool(form(torch.zeros(1, entry.channels, 9000)).waveforms.isfinite().all())
+
+
+@every_network
+@torch.inference_mode()
+def test_a_fast_form_is_the_network_to_rounding(entry: Entry) -> None:
     model = tiny(entry)
-    assert bool(model(torch.zeros(1, entry.channels, 9000)).waveforms.isfinite().all())
+    for length in (1, 777, 9000):
+        mixture = torch.cat([sound(model, length), sound(model, length, seed=2)])
+        mixture[1, :, length // 2 :] = 0
+        assert decibels(model.fast()(mixture).waveforms, model(mixture).waveforms) > 100
 
 
 class NoDoubles(TorchDispatchMode):

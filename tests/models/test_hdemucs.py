@@ -12,13 +12,27 @@ from torch import Tensor, nn
 
 from sepcli.errors import UsageError
 from sepcli.models.hdemucs import BandedDecoder, BandedEncoder, HDemucs, band_edges
+from sepcli.models.hdemucs_fast import FastHDemucs
 from sepcli.models.separator import Traits
 from sepcli.nn.attention import LocalState
-from sepcli.nn.hybrid import Axis, DecoderLayer, EncoderLayer, Level, ScaledEmbedding
+from sepcli.nn.hybrid import (
+    Axis,
+    DecoderLayer,
+    EncoderLayer,
+    Level,
+    ScaledEmbedding,
+    aligned_istft,
+    aligned_stft,
+    as_channels,
+    as_complex,
+    normalised,
+)
 from sepcli.nn.lstm import BLSTM
 from sepcli.nn.residual import DConv, LayerScale
+from sepcli.nn.tiled import inside
 from sepcli.weights.catalog import find
 from sepcli.weights.seeded import fill, seeded
+from tests.nn.test_folded import altered
 
 TRAITS: Traits = {
     "sources": ["drums", "bass", "other", "vocals"],
@@ -252,6 +266,64 @@ def test_layer_scale_begins_as_in_the_paper() -> None:
 def test_the_impossible_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         HDemucs(**{"width": 8, **settings}, **TRAITS)
+
+
+# -- The fast form ---------------------------------------------------------------------------------------------------
+
+
+SMALLER = {"nfft": 1024, "depth": 5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sound"),
+    [
+        *(({}, sound) for sound in ("noise", "silence", "half silent", "loud", "quiet", "offset")),
+        (SMALLER, "noise"),
+        ({"nfft": 2048, "depth": 5, "freq_emb": 0, "dconv_depth": 3}, "half silent"),
+    ],
+)
+@torch.inference_mode()
+def test_the_fast_form_is_the_network_to_rounding(settings: dict[str, Any], sound: str) -> None:
+    model = ours(**settings)
+    fast = model.fast()
+    assert isinstance(fast, FastHDemucs)
+    for length in (1, 1025, 20_011):
+        x = altered(mixture(length, batch=2), sound)
+        expected, found = model(x).waveforms, fast(x).waveforms
+        assert relative(found, expected) < 2e-6 if sound != "silence" else torch.equal(found, expected)
+        assert torch.equal(found, fast(x).waveforms), "bit for bit"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(VARIANTS[name] for name in ("magnitude", "old", "bands", "spectral", "rescaled", "filtered", "plain")),
+        {"norm_starts": 0},
+        {"dconv_lstm": 1},
+        {"dconv_attn": 2},
+        {"dconv_mode": 3},
+        {"dconv_mode": 0},
+    ],
+)
+def test_what_the_fast_form_does_not_cover_is_left_to_the_network(settings: dict[str, Any]) -> None:
+    model = HDemucs(**{"width": 16, **settings}, **TRAITS)
+    assert model.fast() is model
+
+
+@torch.inference_mode()
+def test_the_fast_transforms_are_those_of_the_network() -> None:
+    model = ours()
+    fast = FastHDemucs(model)
+    for length in (1, 1024, 1025, 100_000):
+        x = mixture(length)
+        spectra, mean, deviation = fast.analysed(x[0])
+        expected, *undo = normalised(as_channels(aligned_stft(x, model.window)))
+        assert relative(inside(spectra).transpose(0, 1), expected[0]) < 1e-6
+        assert [mean, deviation] == pytest.approx([float(value) for value in undo], rel=1e-5, abs=1e-9)
+        y = seeded("y", (2048, 16, expected.shape[-1]))
+        whole = torch.unflatten((0.1 + 0.5 * y).transpose(0, 1), 0, (4, -1))
+        expected = aligned_istft(as_complex(whole[None]), model.window, length)
+        assert relative(fast.synthesised(y, 0.1, 0.5, length).reshape(1, 4, 2, -1), expected) < 1e-6
 
 
 # -- Public implementations ------------------------------------------------------------------------------------------
