@@ -1,12 +1,15 @@
 """`sepcli bench`: what networks cost on this machine."""
 
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from sepcli.cli import console
 from sepcli.errors import ModelError, UsageError
 from sepcli.weights.catalog import find
+
+T = TypeVar("T")
 
 HEAD = ("MODEL", "PARAMETERS", "GFLOPs/s", "x REAL TIME", "(SLOWEST-FASTEST)", "CPU s/s", "MEMORY", "START-UP", "SOUND")
 
@@ -22,6 +25,19 @@ def bench(
     ] = False,
     device: Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: torch's own]", min=1)] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The networks as they are written, not their fast forms.")
+    ] = False,
+    compare: Annotated[
+        str | None, typer.Option(metavar="PACKAGE", help="Run beside demucs or openunmix, by turns, on the CPU.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="How many turns --compare takes, each in a fresh process.", min=1)] = 3,
+    both_keep: Annotated[
+        bool, typer.Option("--both-keep", help="With --compare: the package keeps freed memory too, as we do.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where the time goes: by module and by kind of operation.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document a line for each model.")] = False,
     _quiet: console.Quiet = False,
     _verbose: console.Verbose = False,
@@ -39,10 +55,18 @@ def bench(
     for name in names:
         if find(name).bag:
             raise ModelError(f"{name} is a bag", f"measure its members: {' '.join(v.model for v in find(name).bag)}")
+    if compare or profile:
+        for name in names:
+            if compare:
+                found = compared(name, compare, seconds, threads or 1, pairs, plain=plain, both_keep=both_keep)
+            else:
+                found = in_a_process(profile_of, name, seconds, threads, plain)
+            console.document(found) if json else console.result("\n".join(table(found)))
+        return
     if not json:
         console.result(line(HEAD))
     for name in names:
-        cost = alone(name, seconds, device, passes, threads, one_source)
+        cost = in_a_process(figures, name, seconds, device, passes, threads, one_source, plain)
         if json:
             console.document(cost)
         else:
@@ -52,31 +76,90 @@ def bench(
             console.notice(f"{name}: {timed}, its piece is {cost['piece']:.2f} s: speeds are times {cost['scale']:.3g}")
 
 
-def alone(name: str, *options: Any) -> dict[str, Any]:
-    """A network's figures from a process of its own, so that one does not find the other's memory."""
+def in_a_process(work: Callable[..., T], *options: Any, **named: Any) -> T:
+    """What a function gives in a process of its own, so that it finds nobody else's memory."""
     import multiprocessing
 
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(figures, (name, *options))
+        return pool.apply(work, options, named)
 
 
 def figures(
-    name: str, seconds: float | None, device: str, passes: int, threads: int | None, one_source: bool
+    name: str,
+    seconds: float | None,
+    device: str,
+    passes: int,
+    threads: int | None,
+    one_source: bool,
+    plain: bool,
 ) -> dict[str, Any]:
     import dataclasses
 
     import torch
 
     from sepcli.inference.bench import measure
+    from sepcli.inference.memory import keep
 
+    keep()
     if threads:
         torch.set_num_threads(threads)
-    return dataclasses.asdict(measure(name, seconds=seconds, device=device, passes=passes, one_source=one_source))
+    found = measure(name, seconds=seconds, device=device, passes=passes, one_source=one_source, plain=plain)
+    return dataclasses.asdict(found)
 
 
 def is_scaled(cost: dict[str, Any]) -> bool:
     """Whether the speeds are other than measured, in more than their last digit."""
     return bool(abs(cost["scale"] - 1) > 0.01)
+
+
+def compared(
+    name: str, package: str, seconds: float | None, threads: int, pairs: int, *, plain: bool, both_keep: bool
+) -> dict[str, Any]:
+    """Our network and a package's by turns, each run in a process of its own."""
+    import dataclasses
+
+    from sepcli.inference.compare import comparison, run
+
+    ours, theirs = [], []
+    for _ in range(pairs):
+        theirs.append(in_a_process(run, find(name), package=package, seconds=seconds, threads=threads, keep=both_keep))
+        ours.append(in_a_process(run, find(name), seconds=seconds, threads=threads, plain=plain))
+    return dataclasses.asdict(comparison(find(name), package, ours, theirs, threads))
+
+
+def profile_of(name: str, seconds: float | None, threads: int | None, plain: bool) -> dict[str, Any]:
+    import dataclasses
+
+    import torch
+
+    from sepcli.inference.bench import untrained
+    from sepcli.inference.memory import keep
+    from sepcli.inference.profile import profiled
+
+    keep()
+    torch.set_num_threads(threads or 1)
+    model = untrained(find(name), seconds)
+    mixture = 0.1 * torch.randn(1, model.channels, model.piece)
+    found = profiled(model if plain else model.fast(), mixture)
+    return {"model": find(name).name, "piece": model.piece / model.sample_rate, **dataclasses.asdict(found)}
+
+
+def table(found: dict[str, Any]) -> Iterator[str]:
+    """A comparison or a profile to look at."""
+    if "ratio" in found:
+        threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+        alike = f"stems differ by {found['difference']:.1e}"
+        yield f"{found['model']}, {found['seconds']:.1f} s of sound, {threads}; {alike}"
+        yield f"{'':8}{found['package']:>24}{'sepcli':>24}{'ratio':>24}"
+        for field, unit, scale in (("cpu", "s", 1), ("wall", "s", 1), ("memory", "MiB", 2**20)):
+            runs = [" ".join(f"{value / scale:,.1f}" for value in found[side][field]) for side in ("theirs", "ours")]
+            middle, least, most = found["ratio"][field]
+            yield f"{field:8}{runs[0]:>24}{runs[1]:>24}{f'{middle:.2f} ({least:.2f}-{most:.2f})':>24} {unit}"
+        return
+    yield f"{found['model']}: {found['seconds']:.2f} CPU seconds for {found['piece']:.1f} s of sound"
+    for title in ("kinds", "modules"):
+        yield ""
+        yield from (f"{share:6.1%}  {name}" for name, share in list(found[title].items())[:25] if share >= 0.005)
 
 
 def row(cost: dict[str, Any]) -> tuple[str, ...]:

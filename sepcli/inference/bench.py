@@ -52,7 +52,13 @@ class Cost:
 
 
 def measure(
-    name: str, *, seconds: float | None = None, device: str = "auto", passes: int = 3, one_source: bool = False
+    name: str,
+    *,
+    seconds: float | None = None,
+    device: str = "auto",
+    passes: int = 3,
+    one_source: bool = False,
+    plain: bool = False,
 ) -> Cost:
     """Build a network of the catalog and run it on noise. `seconds`: of sound, else the network's own piece.
 
@@ -69,7 +75,8 @@ def measure(
     rate = model.sample_rate
     samples = model.piece if seconds is None else min(model.piece, max(1, round(seconds * rate)))
     mixture = 0.1 * torch.randn(1, model.channels, samples, device=place)
-    times, busy = zip(*(timed(model, mixture) for _ in range(passes)), strict=True)
+    form = model if plain or place.type != "cpu" else model.fast()
+    times, busy = zip(*(timed(form, mixture) for _ in range(passes)), strict=True)
     with torch.device("meta"):
         whole = untrained(entry, seconds)
         operations = count(whole, torch.empty(1, whole.channels, whole.piece)) / whole.piece
@@ -152,7 +159,7 @@ def count(model: nn.Module, mixture: Tensor) -> int:
 
 
 @torch.inference_mode()
-def timed(model: Separator, mixture: Tensor) -> tuple[float, float]:
+def timed(model: nn.Module, mixture: Tensor) -> tuple[float, float]:
     """Seconds that one forward pass takes, the device's work included, and those of the processor."""
     wait(mixture.device)
     began, busy = time.perf_counter(), time.process_time()

@@ -1,5 +1,6 @@
 """`sepcli bench`: figures that can be checked by hand."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -8,7 +9,12 @@ import torch
 from torch import nn
 
 from sepcli.cli import run
+from sepcli.cli.bench import table
+from sepcli.errors import ModelError, UsageError
 from sepcli.inference.bench import count, untrained
+from sepcli.inference.compare import comparison, rival
+from sepcli.inference.compare import run as run_once
+from sepcli.inference.profile import profiled
 from sepcli.weights.catalog import find
 
 
@@ -95,3 +101,48 @@ def test_the_command_prints_a_row_or_a_document(capfdbinary) -> None:
     assert document["scale"] == 1
     assert run(["bench", "mdx"]) == 3
     assert b"is a bag" in capfdbinary.readouterr().err
+
+
+@pytest.mark.reference
+def test_a_network_is_run_beside_its_package_with_the_same_weights() -> None:
+    pytest.importorskip("demucs.hdemucs")
+    entry = replace(find("hdemucs"), settings={"width": 8})
+    theirs = run_once(entry, package="demucs", seconds=0.5, keep=False)
+    ours = run_once(entry, seconds=0.5, keep=False)
+    found = dataclasses.asdict(comparison(entry, "demucs", [ours, ours], [theirs, theirs], 1))
+    assert found["difference"] < 1e-5, "it is the same network, with the same weights and sound"
+    assert found["ratio"]["cpu"] == pytest.approx([theirs.cpu / ours.cpu] * 3)
+    assert found["ours"]["memory"] == [ours.memory] * 2
+    lines = list(table(found))
+    assert lines[0].startswith("hdemucs_mmi, 0.5 s of sound, one thread")
+    assert [line.split()[0] for line in lines[2:]] == ["cpu", "wall", "memory"]
+
+
+@pytest.mark.reference
+def test_open_unmix_is_run_beside_its_package() -> None:
+    pytest.importorskip("openunmix.model")
+    entry = find("umxse")
+    theirs = rival("openunmix", entry, model := untrained(entry, 1.0))
+    mixture = 0.1 * torch.randn(1, model.channels, 20_000)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(mixture), model(mixture).waveforms, atol=1e-4, rtol=0)
+
+
+def test_what_a_package_does_not_have_is_refused() -> None:
+    with pytest.raises(ModelError, match="demucs has no densenet"):
+        rival("demucs", find("cws-mdensenet"), nn.Module())  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="this version of demucs has no demucs_unittest"):
+        rival("demucs", find("demucs_unittest"), untrained(find("demucs_unittest"), 1.0))
+    with pytest.raises(UsageError, match="--compare spleeter: no such package"):
+        rival("spleeter", find("umx"), nn.Module())  # type: ignore[arg-type]
+
+
+def test_a_profile_shares_the_time_among_modules_and_kinds() -> None:
+    model = nn.Sequential(nn.Conv1d(64, 64, 9), nn.GELU(), nn.Sequential(nn.Linear(492, 2)))
+    found = profiled(model, torch.randn(4, 64, 500))
+    assert sum(found.modules.values()) == pytest.approx(1)
+    assert sum(found.kinds.values()) == pytest.approx(1)
+    assert set(found.modules) == {"0", "1", "2", "2.0", "Sequential"}
+    assert max(found.kinds, key=lambda kind: found.kinds[kind]) == "convolution"
+    assert {"activation", "product"} <= found.kinds.keys()
+    assert "convolution" in "".join(table({"model": "x", "piece": 1.0, **dataclasses.asdict(found)}))
