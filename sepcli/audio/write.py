@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -283,12 +284,17 @@ def write_set(
                 path = hidden / f"{i}.{format.extension}"
                 stems[name] = _Stem(path, format, sample_rate, channels, tags, _draw(seed, name))
             open_files.callback(stems[name].abandon)
+        # Encoders work outside Python's lock: an MP3 takes a tenth of what a network on one core does.
+        crew = open_files.enter_context(ThreadPoolExecutor(min(len(stems), os.cpu_count() or 1), "sepcli-encode"))
+
+        def write(name: str, samples: Block) -> int:
+            with told():
+                stems[name].write(samples, gains[name], clip == "clamp")
+            return len(samples)
+
         frames = 0
         for block in source:
-            for name, samples in block.items():
-                with told():
-                    stems[name].write(samples, gains[name], clip == "clamp")
-            frames += len(samples)
+            frames += [*crew.map(write, block.keys(), block.values())][-1]
         if not frames:
             raise AudioError(f"{next(iter(targets.values()))}: there is no sound to write (0 frames)")
         for stem in stems.values():

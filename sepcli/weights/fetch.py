@@ -1,9 +1,11 @@
 """A published file on this machine, with a proven digest. Standard library only at the top, and no torch.
 
 A file is looked for in the cache, then where demucs, openunmix, torchaudio and the Hugging Face hub keep theirs, then
-downloaded. Whatever is handed out had its digest compared a moment before: nothing parses a file that is not proven.
+downloaded. Whatever is handed out had its digest compared: a moment before, or, for a file of the cache, when it was in
+the state in which it still is (size, times and inode). Nothing parses a file that is not proven.
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -113,7 +115,9 @@ def verify(spec: FileSpec) -> str:
     path = at_hand(spec)
     if path is None:
         raise ModelError(f"{name_of(spec)} is not on this machine", "see `sepcli models pull`")
-    return digest_of(path)
+    seen(path).unlink(missing_ok=True)
+    prove(spec, path)
+    return proven_digest(path)
 
 
 def remove(spec: FileSpec) -> Path | None:
@@ -122,6 +126,7 @@ def remove(spec: FileSpec) -> Path | None:
     while path is not None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
+        seen(path).unlink(missing_ok=True)
         path = cached(spec)
     if is_remote(spec.url):
         forget(partial(place(spec)))
@@ -154,6 +159,27 @@ def digest_of(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def proven_digest(path: Path) -> str:
+    """The sha256 of a file; of one in our cache as it was computed in the state in which the file still is."""
+    if path.parent != cache_folder() / "weights":
+        return digest_of(path)
+    status = path.stat()
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(seen(path).read_text())
+        if known["state"] == state:
+            return str(known["sha256"])
+    digest = digest_of(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is read in full each time
+        seen(path).write_text(json.dumps({"sha256": digest, "state": state}))
+    return digest
+
+
+def seen(path: Path) -> Path:
+    """Where the digest of a file of the cache is remembered, with the state that the file was in."""
+    return path.with_name(f"{path.name}.seen")
+
+
 def is_remote(url: str) -> bool:
     return url.startswith(("https://", "http://", "hf://"))
 
@@ -172,15 +198,15 @@ def at_hand(spec: FileSpec) -> Path | None:
 
 def prove(spec: FileSpec, path: Path) -> Path:
     """The path again, if the file has the published digest, or the one remembered from its first download."""
-    if reason := misfit(spec, path):
+    if reason := misfit(spec, path, proven_digest(path)):
         raise ModelError(f"{path}: {reason}", "delete this file, then `sepcli models pull` again")
     return path
 
 
-def misfit(spec: FileSpec, path: Path) -> str:
-    """What is wrong with a file's digest; empty where nothing is."""
+def misfit(spec: FileSpec, path: Path, found: str = "") -> str:
+    """What is wrong with a file's digest, or with the one `found`; empty where nothing is."""
     wanted = spec.sha256.lower() or (memory(spec).read_text().strip() if memory(spec).exists() else "")
-    found = digest_of(path)
+    found = found or digest_of(path)
     if found.startswith(wanted):
         return ""
     whence = "" if spec.sha256 else f" (remembered from the first download in {memory(spec)})"

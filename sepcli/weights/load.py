@@ -16,7 +16,7 @@ from sepcli.errors import ModelError, UsageError
 from sepcli.models.separator import Separator, Traits
 from sepcli.weights import catalog
 from sepcli.weights.catalog import Entry, FileSpec
-from sepcli.weights.fetch import cached, digest_of, fetch, is_remote
+from sepcli.weights.fetch import cached, digest_of, fetch, is_remote, proven_digest
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
@@ -112,7 +112,7 @@ def from_catalog(
         path = fetch(
             spec, offline=offline, require_digest=require_digest, notice=notice, progress=progress, model=entry.name
         )
-        digests.append(spec.sha256.lower() if len(spec.sha256) == 64 else digest_of(path))
+        digests.append(spec.sha256.lower() if len(spec.sha256) == 64 else proven_digest(path))
         published = read(path)
         entry = agreed(entry, published, str(path), notice)
         more = mapped(spec, published.tensors, str(path))

@@ -115,7 +115,9 @@ def get(spec: FileSpec, notices: list[str] | None = None, **options: object) -> 
 def debris() -> list[str]:
     folder = fetching.cache_folder() / "weights"
     return (
-        sorted(p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".sha256"))) if folder.exists() else []
+        sorted(p.name for p in folder.iterdir() if not p.name.endswith((".lock", ".sha256", ".seen")))
+        if folder.exists()
+        else []
     )
 
 
@@ -409,3 +411,27 @@ def test_an_unwritable_cache_is_one_line(server: Server, tmp_path: Path, monkeyp
     call: Callable[[], Path] = lambda: get(FileSpec(f"{server.url}/a.th", DIGEST))  # noqa: E731
     with pytest.raises(ModelError, match="cannot be written"):
         call()
+
+
+def test_a_file_of_the_cache_is_read_in_full_once_and_again_when_it_has_changed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = FileSpec(f"{server.url}/a.th", DIGEST)
+    path = get(spec)
+    assert get(spec) == path
+    read: list[Path] = []
+    monkeypatch.setattr(fetching, "digest_of", lambda path, whole=fetching.digest_of: read.append(path) or whole(path))
+    assert get(spec) == path
+    assert not read, "its state is that in which it was proven"
+    verify(spec)
+    assert read == [path], "`models verify` reads it whatever is remembered"
+    status = path.stat()
+    path.write_bytes(BODY[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size and time, but not the same change
+    with pytest.raises(ModelError, match="wrong digest"):
+        get(spec)
+    fetching.seen(path).write_text("[]")
+    path.write_bytes(BODY)
+    assert get(spec) == path, "a note that says nothing is passed over"
+    remove(spec)
+    assert not fetching.seen(path).exists()
