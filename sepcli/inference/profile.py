@@ -1,7 +1,8 @@
 """Where a network's time goes: by module, and by kind of operation."""
 
 import time
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,10 @@ def profiled(form: nn.Module, mixture: Tensor) -> Profile:
     return Profile(seconds, shares(by_module(form, mixture)), shares(by_kind(form, mixture)))
 
 
-def by_module(form: nn.Module, mixture: Tensor) -> Counter[str]:
+def by_module(form: nn.Module, mixture: Tensor) -> Mapping[str, float]:
     """CPU seconds of each module, those within it left out."""
     names = {module: name or type(form).__name__ for name, module in form.named_modules()}
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     running: list[list[float]] = []  # when each module that runs began, and what those within it have taken
 
     def enter(_module: nn.Module, _inputs: Any) -> None:
@@ -65,11 +66,11 @@ def by_module(form: nn.Module, mixture: Tensor) -> Counter[str]:
     return spent
 
 
-def by_kind(form: nn.Module, mixture: Tensor) -> Counter[str]:
+def by_kind(form: nn.Module, mixture: Tensor) -> Mapping[str, float]:
     """CPU seconds of each kind of operation, by torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as trace:
         form(mixture)
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for event in trace.key_averages():
         spent[kind_of(event.key)] += event.self_cpu_time_total / 1e6
     return spent
@@ -83,7 +84,7 @@ def kind_of(operation: str) -> str:
     return "arithmetic and the rest"
 
 
-def shares(spent: Counter[str]) -> dict[str, float]:
+def shares(spent: Mapping[str, float]) -> dict[str, float]:
     """Of the whole, the greatest first."""
     whole = sum(spent.values()) or 1.0
-    return {name: value / whole for name, value in spent.most_common()}
+    return {name: spent[name] / whole for name in sorted(spent, key=lambda name: -spent[name])}

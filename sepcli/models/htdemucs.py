@@ -222,11 +222,9 @@ class HTDemucs(Separator):
         """(B, C, T) -> waveforms (B, S, C, T). In training any length is taken as it is; else raises UsageError for
         more than `trained` seconds.
         """
-        length, longest = mixture.shape[-1], int(self.trained * self.sample_rate)
+        length = mixture.shape[-1]
         if not self.training:
-            if length > longest:
-                raise UsageError(f"{length} samples at once: must be at most {longest}, on which HTDemucs was trained")
-            mixture = F.pad(mixture, (0, longest - length))
+            mixture = self.filled(mixture)
         x, mean, deviation = normalised(as_channels(aligned_stft(mixture, self.window)))  # (B, 2C, F, N)
         xt, mean_t, deviation_t = normalised(mixture)
 
@@ -236,6 +234,18 @@ class HTDemucs(Separator):
         xt = torch.unflatten(xt * deviation_t + mean_t, 1, (len(self.sources), -1))
         waveforms = aligned_istft(as_complex(x), self.window, mixture.shape[-1]) + xt
         return Estimate(waveforms[..., :length])
+
+    def fast(self) -> nn.Module:
+        from sepcli.models.htdemucs_fast import FastHTDemucs
+
+        return FastHTDemucs(self)
+
+    def filled(self, mixture: Tensor) -> Tensor:
+        """A mixture (B, C, T) with zeros behind it, as long as in training. Raises UsageError where it is longer."""
+        length, longest = mixture.shape[-1], int(self.trained * self.sample_rate)
+        if length > longest:
+            raise UsageError(f"{length} samples at once: must be at most {longest}, on which HTDemucs was trained")
+        return F.pad(mixture, (0, longest - length))
 
     def transform(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
         """The two U-Nets: spectral (B, ., F, N) and waveform (B, ., T), of the mixture, then of all sources."""
@@ -250,17 +260,20 @@ class HTDemucs(Separator):
             skips.append((x, size))
             skips_t.append((xt, size_t))
 
-        bins = x.shape[2]
-        x = torch.unflatten(self.channel_upsampler(x.flatten(2)), 2, (bins, -1))
-        x, xt = self.crosstransformer(x, self.channel_upsampler_t(xt))
-        x = torch.unflatten(self.channel_downsampler(x.flatten(2)), 2, (bins, -1))
-        xt = self.channel_downsampler_t(xt)
-
+        x, xt = self.between(x, xt)
         for decode, tdecode in zip(self.decoder, self.tdecoder, strict=True):
             (skip, size), (skip_t, size_t) = skips.pop(), skips_t.pop()
             x = decode(decode.mix(x + skip), size)
             xt = tdecode(tdecode.mix(xt + skip_t), size_t)
         return x, xt
+
+    def between(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+        """The transformer: (B, H, F, N) and (B, H, T) -> the same shapes."""
+        bins = x.shape[2]
+        x = torch.unflatten(self.channel_upsampler(x.flatten(2)), 2, (bins, -1))
+        x, xt = self.crosstransformer(x, self.channel_upsampler_t(xt))
+        x = torch.unflatten(self.channel_downsampler(x.flatten(2)), 2, (bins, -1))
+        return x, self.channel_downsampler_t(xt)
 
 
 def resized(outer: int, inner: int) -> tuple[nn.Module, nn.Module]:

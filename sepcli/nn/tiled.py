@@ -8,6 +8,7 @@ Half of the plain layers' time is not arithmetic but memory: fresh pages, copies
   independent. The decoder's as well, with one row carried from tile to tile.
 - the waveform branch lies as [sample, channel], likewise, a few thousand samples at a time.
 - one buffer a level is skip connection and decoder's input: the decoder below adds its output into it.
+- the transforms are made in blocks of frames, in the layout of their neighbours.
 
 Each layer copies its weights when it is made.
 """
@@ -19,11 +20,104 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sepcli.dsp.stft import reflect
 from sepcli.nn.folded import FoldedBranch, parameters
-from sepcli.nn.hybrid import KERNEL, PADDING, STRIDE, DecoderLayer, EncoderLayer, listed
+from sepcli.nn.hybrid import KERNEL, PADDING, STRIDE, DecoderLayer, EncoderLayer, listed, normalised
 
 BINS = 192  # bins × channels of a tile of the spectral branch's encoder
 ROWS = 2048 * 48  # samples × channels of a tile of the waveform branch
+FRAMES = 64  # of a block of the transforms
+
+
+class TiledUNets(nn.Module):
+    """Hybrid Demucs' two U-Nets, transforms included: a mixture (C, T) to the sources' channels (S * C, T).
+
+    Layers are the outer ones, the encoder's outermost first, the decoder's innermost first. `embedding` (F / 4, H, 1)
+    is added to the first spectral one's output. `middle` is given what the innermost of them make, spectral (F, H, N)
+    and waveform (T, H), and adds to both what their decoders hear beside it.
+    """
+
+    def __init__(
+        self,
+        encoder: Sequence[EncoderLayer],
+        tencoder: Sequence[EncoderLayer],
+        middle: nn.Module,
+        decoder: Sequence[DecoderLayer],
+        tdecoder: Sequence[DecoderLayer],
+        *,
+        window: Tensor,
+        embedding: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.encoder = listed(
+            SpectralEncoder(layer, None if index else embedding) for index, layer in enumerate(encoder)
+        )
+        self.tencoder = listed(WaveformEncoder(layer) for layer in tencoder)
+        self.middle = middle
+        self.decoder = listed(SpectralDecoder(layer) for layer in decoder)
+        self.tdecoder = listed(WaveformDecoder(layer) for layer in tdecoder)
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        """Levels are freed as they have been used."""
+        spectra, mean, deviation = self.analysed(mixture)
+        waveform, mean_t, deviation_t = normalised(mixture[None])
+        bins, frames = spectra.shape[0] - 2 * PADDING, spectra.shape[2] - 2
+        levels, levels_t, lengths = [self.encoder[0](spectra)], [bordered_rows(waveform[0].T)], [mixture.shape[-1]]
+        del spectra, waveform
+        for encode in self.encoder[1:]:
+            levels.append(encode(levels[-1]))
+        for encode_t in self.tencoder:
+            levels_t.append(encode_t(levels_t[-1], lengths[-1]))
+            lengths.append(-(-lengths[-1] // STRIDE))
+        self.middle(inside(levels[-1]), levels_t[-1][PADDING:][: lengths[-1]])
+
+        outputs = self.tdecoder[-1].outputs
+        levels_t[0] = mixture.new_empty(PADDING + lengths[0], outputs)
+        for decode_t in self.tdecoder:
+            decode_t(levels_t.pop(), lengths.pop(), levels_t[-1][PADDING:][: lengths[-1]])
+        x = mixture.new_empty(bins, 2 * outputs, frames)
+        for decode in self.decoder:
+            decode(levels.pop(), inside(levels[-1]) if levels else x)
+        waveforms = self.synthesised(x, mean, deviation, lengths[0])
+        return waveforms.addcmul_(levels_t[0][PADDING:].T, deviation_t[0]).add_(mean_t[0])
+
+    def analysed(self, mixture: Tensor) -> tuple[Tensor, float, float]:
+        """(C, T) -> spectra at zero mean and unit deviation, in a buffer (F + 4, 2 C, N + 2); mean and deviation."""
+        size, hop = len(self.window), len(self.window) // 4
+        margin = hop * 3 // 2
+        sounds = reflect(mixture, margin, margin + -mixture.shape[-1] % hop).unfold(-1, size, hop)  # (C, N, size)
+        window = self.window / size**0.5
+        spectra = bordered(size // 2, 2 * len(mixture), sounds.shape[1])
+        x = inside(spectra)
+        for sound, pair in zip(sounds, torch.split(x, 2, dim=1), strict=True):
+            for block in tiles(len(sound), FRAMES):
+                values = torch.view_as_real(torch.fft.rfft(sound[block] * window))[:, :-1]
+                pair[..., block] = values.movedim(0, -1)  # (n, F, 2) -> (F, 2, n)
+        mean = float(x.mean())
+        x.sub_(mean)
+        squares = sum(float(torch.linalg.vector_norm(row)) ** 2 for row in x)
+        deviation = float((squares / max(1, x.numel() - 1)) ** 0.5)
+        x.div_(1e-5 + deviation)
+        return spectra, mean, deviation
+
+    def synthesised(self, x: Tensor, mean: float, deviation: float, length: int) -> Tensor:
+        """The spectral branch's output (F, S * 2 C, N) -> (S * C, length)."""
+        size, hop, frames = len(self.window), len(self.window) // 4, x.shape[-1]
+        window = self.window * (size**0.5 / 1.5)  # 1.5: the sum of the squared windows wherever four overlap
+        first = size // 2 + hop * 3 // 2
+        waveforms = x.new_empty(x.shape[1] // 2, length)
+        for waveform, pair in zip(waveforms, torch.split(x, 2, dim=1), strict=True):
+            sound = x.new_zeros(frames + 7, hop)  # two frames of zeros at either end, and the tail of the last one
+            for block in tiles(frames, FRAMES):
+                values = x.new_zeros(block.stop - block.start, size // 2 + 1, 2)
+                values[:, :-1] = pair[..., block].movedim(-1, 0)
+                values[:, :-1].mul_(deviation).add_(mean)
+                parts = torch.fft.irfft(torch.view_as_complex(values), n=size).mul_(window)
+                for part in range(4):
+                    sound[2 + part + block.start : 2 + part + block.stop] += parts[:, part * hop : (part + 1) * hop]
+            waveform.copy_(sound.flatten()[first : first + length])
+        return waveforms
 
 
 class SpectralEncoder(nn.Module):
@@ -67,6 +161,7 @@ class SpectralDecoder(nn.Module):
         weights = torch.stack([low, (low + middle + high) / 2, (low - middle + high) / 2, high])
         self.taps = [tap.contiguous() for tap in weights.unbind(-1)]  # of each frame, (4, 2 H, H)
         self.bias = bias[:, None]
+        self.branches = branches_of(layer)
         self.up, self.up_bias = upwards(layer)
 
     def forward(self, x: Tensor, out: Tensor) -> None:
@@ -75,6 +170,8 @@ class SpectralDecoder(nn.Module):
         for bin in range(0, rows + 1, 2):
             if bin < rows:
                 self.mix(x[bin + 1 : bin + 5], y[1:])
+                for branch in self.branches:
+                    branch(y[1:])
             else:
                 y[1] = 0
             grown = product(self.up, self.up_bias, windows(y, 0, min(2, rows + 1 - bin), 2))
@@ -129,24 +226,38 @@ class WaveformDecoder(nn.Module):
         super().__init__()
         self.last = layer.last
         self.rewrite = halves(layer.rewrite)
+        self.branches = branches_of(layer)
         up, self.up_bias = upwards(layer)
         self.up = up.T.contiguous()
+        self.outputs = layer.conv_tr.out_channels
 
     def forward(self, x: Tensor, length: int, out: Tensor) -> None:
         width = x.shape[1]
         step = max(1, ROWS // width)
-        y = x.new_zeros(step + 1, width)
+        whole = self.mixed(x, tiles(length, step)) if self.branches else None
+        y = x.new_zeros(step + 1, width)  # the rows of a tile, and before them the one before
         for tile in tiles(length + 1, step):
             count, there = tile.stop - tile.start, min(tile.stop, length) - tile.start
-            if there:
+            if there and whole is None:
                 gated(windows(x, tile.start + 1, there, 3), self.rewrite, y[1 : 1 + there])
+            elif there and whole is not None:
+                y[1 : 1 + there] = whole[tile.start : tile.stop]
             y[1 + there :] = 0
             grown = torch.addmm(self.up_bias[:, 0], windows(y, 0, count, 2), self.up)
             merge(grown.view(STRIDE * count, -1), STRIDE * tile.start - PADDING, out, self.last)
             y[0] = y[count]
 
+    def mixed(self, x: Tensor, parts: Sequence[slice]) -> Tensor:
+        """All rows (T, H), where residual branches want them together."""
+        whole = x.new_empty(parts[-1].stop, x.shape[1])
+        for tile in parts:
+            gated(windows(x, tile.start + 1, tile.stop - tile.start, 3), self.rewrite, whole[tile])
+        for branch in self.branches:
+            branch.over_rows(whole, parts)
+        return whole
 
-def branches_of(layer: EncoderLayer) -> Sequence[FoldedBranch]:
+
+def branches_of(layer: EncoderLayer | DecoderLayer) -> Sequence[FoldedBranch]:
     branches = cast(Sequence[nn.Sequential], layer.dconv.layers if layer.dconv else [])
     return listed(FoldedBranch(branch) for branch in branches)
 

@@ -313,7 +313,7 @@ def test_what_the_fast_form_does_not_cover_is_left_to_the_network(settings: dict
 @torch.inference_mode()
 def test_the_fast_transforms_are_those_of_the_network() -> None:
     model = ours()
-    fast = FastHDemucs(model)
+    fast = FastHDemucs(model).nets
     for length in (1, 1024, 1025, 100_000):
         x = mixture(length)
         spectra, mean, deviation = fast.analysed(x[0])

@@ -12,11 +12,13 @@ from sepcli.errors import ModelError, UsageError
 from sepcli.inference.stream import cut_for, estimates, overlap_add, pieces
 from sepcli.models import build
 from sepcli.models.htdemucs import HTDemucs, line_positions, plane_positions
+from sepcli.models.htdemucs_fast import FastHTDemucs
 from sepcli.models.separator import Traits
 from sepcli.weights.catalog import catalog, find
 from sepcli.weights.load import load_separator
 from sepcli.weights.seeded import fill, seeded
 from sepcli.weights.votes import candidates
+from tests.nn.test_folded import altered, relative
 from tests.weights import published_files as files
 
 SOURCES = ["drums", "bass", "other", "vocals"]
@@ -157,6 +159,20 @@ def theirs(**settings: Any) -> nn.Module:
     model = public.HTDemucs(SOURCES, channels=16, dconv_mode=3, segment=Fraction(1, 2), **settings).eval()
     fill(model, seed=1)
     return model  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("sound", ["noise", "silence", "half silent", "loud", "offset"])
+@pytest.mark.parametrize("settings", [{}, {"dconv_mode": 1, "freq_emb": 0.0}], ids=["published", "no branches back"])
+@torch.inference_mode()
+def test_the_fast_form_is_the_network_to_rounding(settings: dict[str, Any], sound: str) -> None:
+    model = ours(**settings)
+    fast = model.fast()
+    assert isinstance(fast, FastHTDemucs)
+    for length in (1, 22_050):
+        x = model.filled(altered(mixture(length, batch=2), sound))  # errors are of the size of the whole output
+        expected, found = model(x).waveforms, fast(x).waveforms
+        assert relative(found, expected) < 1e-5
+        assert torch.equal(found, fast(x).waveforms), "bit for bit"
 
 
 @pytest.mark.reference

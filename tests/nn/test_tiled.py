@@ -27,7 +27,9 @@ def encoder(axis: Axis) -> EncoderLayer:
 
 
 def decoder(axis: Axis, *, last: bool) -> DecoderLayer:
-    return fill(DecoderLayer(Level(WIDTH, 0, True, None), 6, axis, last=last), seed=1)  # type: ignore[return-value]
+    """With residual branches, as Hybrid Transformer Demucs has them, where it is not the last one."""
+    residual = None if last else DConv(WIDTH)
+    return fill(DecoderLayer(Level(WIDTH, 0, True, residual), 6, axis, last=last), seed=1)  # type: ignore[return-value]
 
 
 def spectral(x: Tensor) -> Tensor:
