@@ -1,11 +1,12 @@
-"""`sepcli data`: songs with stems, looked at before they are trained with, and remixed into more."""
+"""`sepcli data`: songs with stems, looked at before they are trained with, remixed, made from a seed, and fetched."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sepcli.cli import console
+from sepcli.errors import ModelError
 
 app = typer.Typer(help="Look at songs with stems, and make more of them.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -57,3 +58,66 @@ def remix(
     with console.bar.over("remixes") as meter:
         for folder in mix(folders, out, mixes=mixes, seed=seed, progress=meter, notice=console.notice):
             console.result(str(folder))
+
+
+@app.command("render")
+def render(
+    songs: Annotated[int, typer.Option(help="How many songs.", min=1)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that gets a folder of stems for each song.")],
+    seed: Annotated[int, typer.Option(help="Of the first song; the next one has the next.", min=0)] = 0,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="A folder with samples/CLASS/ and voices/ of recordings. [default: all from nothing]"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of a song.", min=1.0, max=600.0)] = 30.0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Songs made at a time.", min=1)] = 1,
+    container: Annotated[Literal["wav", "flac"], typer.Option("--format", help="Of the files, in 16 bit.")] = "wav",
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Make songs with four stems (drums, bass, other, vocals) to train with: from nothing, or from recordings.
+
+    The same seed makes the same bits on the same machine. Songs that are there already stay. Recorded voices sing new
+    melodies through a vocoder, taken apart once and kept in the cache: pip install 'sepcli[train]'. Voices and songs
+    that the recipe of `mini` holds out are never used.
+    """
+    from sepcli.training.samples import look
+    from sepcli.training.sources import held_out
+    from sepcli.training.synth import render_songs
+
+    folder = look(samples, held_out().voices) if samples else None
+    with console.bar.over("songs") as meter:
+        places = render_songs(
+            seed, songs, out, seconds=seconds, folder=folder, jobs=jobs, container=container, progress=meter
+        )
+    for place in places:
+        console.result(str(place))
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mini, or a TOML file in the manner of its mini.toml.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to fill. [default: data/NAME]")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only what was downloaded before.")] = False,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Bring the recordings that a recipe of ours was trained with, each proven by its digest, cut and joined alike.
+
+    songs/ is for `train --data`, samples/ and voices/ for `data render --samples`; held-out/ is for scores only. What
+    is there already stays; downloads are kept in the cache. Exit 3 where some could not be had.
+    """
+    from sepcli.training.sources import bring, read
+
+    sources = read(name)
+    place = out or Path("data") / Path(name).stem
+    with console.bar.over("recordings") as meter:
+        failed = bring(sources, name, place, console.notice, meter, offline)
+    for line in failed:
+        console.notice(line)
+    console.result(str(place))
+    if failed:
+        what = f"{len(failed)} of {len(sources.recordings)} recordings could not be had"
+        raise ModelError(what, f"run `sepcli data fetch {name}` again: what is there stays")

@@ -385,6 +385,14 @@ def fit_channels(block: Block, wanted: int) -> Block:
     return np.ascontiguousarray(np.repeat(block[:, :1], wanted, axis=1))
 
 
+def decoded(path: Path, rate: int, channels: int) -> Block:
+    """A whole recording (frames, channels) at a rate. Raises AudioError."""
+    song = open_song(path)
+    blocks = (fit_channels(block[:, :2], channels) for block in song.blocks())
+    parts = list(resample(blocks, song.sample_rate, rate))
+    return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
+
+
 # Reading
 
 

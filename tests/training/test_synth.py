@@ -1,0 +1,200 @@
+"""Songs made from a seed: the same bits again, stems that sum up, stated levels, and hits on the beat."""
+
+import builtins
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from sepcli.errors import AudioError, UsageError
+from sepcli.training import samples, synth
+from sepcli.training.data import find_tracks, prepare
+from sepcli.training.effects import RATE
+from sepcli.training.score import compose, drum_hits, melody
+from tests.training.songs import sound
+
+SECONDS = 5.0
+SEEDS = range(6)
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[int, synth.Rendered]:
+    return {seed: synth.render(seed, SECONDS) for seed in SEEDS}
+
+
+def folder_of(place: Path, voices: tuple[str, ...] = ()) -> Path:
+    """A folder of recordings: a kick that is a click, a bass note of 55 Hz, and voices."""
+    kick, bass = place / "samples" / "kick", place / "samples" / "bass"
+    for folder in (kick, bass, place / "voices" / "singing"):
+        folder.mkdir(parents=True)
+    click = np.zeros(2000, np.float32)
+    click[100] = 0.5
+    soundfile.write(kick / "click.wav", click, RATE)
+    tone = 0.5 * np.sin(2 * np.pi * 55 * np.arange(RATE) / RATE) + 0.3 * np.sin(
+        2 * np.pi * 110 * np.arange(RATE) / RATE
+    )
+    soundfile.write(bass / "note.wav", tone.astype(np.float32), RATE)
+    for name in voices:
+        soundfile.write(place / "voices" / "singing" / f"{name}.wav", sound(1.0, 3, RATE, 1), RATE)
+    return place
+
+
+def test_a_seed_makes_the_same_bits_again(made: dict[int, synth.Rendered]) -> None:
+    again = synth.render(2, SECONDS)
+    for name, stem in made[2].stems.items():
+        assert np.array_equal(stem, again.stems[name]), name
+    assert not np.array_equal(made[2].stems["drums"], made[3].stems["drums"])
+
+
+def test_stems_have_one_length_and_no_sample_is_beyond_the_peak(made: dict[int, synth.Rendered]) -> None:
+    for song in made.values():
+        assert list(song.stems) == ["drums", "bass", "other", "vocals"]
+        assert {stem.shape for stem in song.stems.values()} == {(2, round(SECONDS * RATE))}
+        mixture = np.sum(list(song.stems.values()), axis=0)
+        for stem in (mixture, *song.stems.values()):
+            assert np.isfinite(stem).all()
+            assert np.abs(stem).max() <= synth.PEAK + 1e-5
+
+
+def test_stems_are_balanced_within_the_stated_spread() -> None:
+    draw = np.random.default_rng(0)
+    stems = {name: draw.standard_normal((2, 2 * RATE), dtype=np.float32) for name in synth.LOUDNESS}
+    for seed in range(200):
+        for name, stem in synth.balanced(stems, seed).items():
+            away = synth.loudness(stem) - synth.LOUDNESS[name][0]
+            # a fade takes up to 3 dB more from two seconds of noise, mono from stereo noise 3
+            assert -synth.SPREAD - 6.5 < away < synth.SPREAD + 0.1, (seed, name)
+
+
+def test_the_mixture_is_no_louder_than_stated_and_every_stem_is_somewhere(made: dict[int, synth.Rendered]) -> None:
+    heard = dict.fromkeys(synth.STEMS, 0)
+    for song in made.values():
+        mixture = np.sum(list(song.stems.values()), axis=0)
+        assert 20 * np.log10(np.sqrt(np.mean(np.square(mixture)))) <= synth.LEVELS[1] + 0.1
+        for name, stem in song.stems.items():
+            heard[name] += bool(np.abs(stem).max() > 1e-3)
+    assert min(heard.values()) >= len(SEEDS) // 2
+
+
+def test_kicks_are_on_the_grid_of_their_tempo_and_heard_there() -> None:
+    for seed in range(40):
+        score = compose(seed, 8.0)
+        hits = [hit for hit in drum_hits(score, seed) if hit.kind == "kick"]
+        starts = {round(bar.start, 6) for bar in score.bars if "drums" in bar.playing}
+        firsts = [hit.start for hit in hits if min(abs(hit.start - start) for start in starts) < 0.03]
+        assert len(firsts) >= len(starts), seed
+    score = compose(0, 8.0)
+    assert np.allclose(np.diff([bar.start for bar in score.bars]), 240 / score.tempo)
+
+
+def test_a_stroke_begins_at_its_hit() -> None:
+    for seed in range(20):
+        song = synth.begin(seed, 4.0)
+        kicks = [hit.start for hit in song.hits if hit.kind == "kick"]
+        if kicks and song.hits[0].start > 0.01:
+            drums = np.abs(synth.drums(song)).max(axis=0)
+            onset = float(np.argmax(drums > 0.02 * drums.max())) / RATE
+            assert abs(onset - song.hits[0].start) < 0.012
+            return
+    pytest.fail("no song begins with a stroke")
+
+
+def test_melodies_stay_in_their_scale_and_range() -> None:
+    for seed in range(20):
+        score = compose(seed, 12.0)
+        for phrase in melody(score, seed, "vocals", 55, 68, "vocals"):
+            for note in phrase:
+                assert 55 <= note.pitch <= 68
+                assert (note.pitch - score.tonic) % 12 in score.scale
+
+
+def test_songs_are_made_faster_than_they_play() -> None:
+    begin = time.process_time()
+    synth.render(7, 10.0)
+    assert time.process_time() - begin < 10.0  # twelve times faster on an idle core
+
+
+def test_folders_of_songs_are_written_whole_and_read_by_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEPCLI_CACHE", str(tmp_path / "cache"))
+    places = synth.render_songs(4, 2, tmp_path / "songs", seconds=2.0)
+    stems = [soundfile.read(places[0] / f"{name}.wav", dtype="int16")[0].astype(int) for name in synth.STEMS]
+    mixture, rate = soundfile.read(places[0] / "mixture.wav", dtype="int16")
+    assert rate == RATE
+    assert np.array_equal(mixture, np.sum(stems, axis=0))
+    tracks = find_tracks([tmp_path / "songs"], synth.STEMS)
+    assert [track.name for track in tracks] == ["song-000004", "song-000005"]
+    songs = prepare(tracks, tuple(synth.STEMS), tuple(synth.STEMS), sample_rate=RATE, channels=2)
+    assert {song.frames for song in songs} == {2 * RATE}
+
+
+def test_songs_that_are_there_stay_and_flac_holds_the_same(tmp_path: Path) -> None:
+    place = synth.render_songs(4, 1, tmp_path, seconds=1.0)[0]
+    (place / "drums.wav").write_bytes(b"mine")
+    synth.render_songs(4, 1, tmp_path, seconds=1.0)
+    assert (place / "drums.wav").read_bytes() == b"mine"
+    flac = synth.render_songs(4, 1, tmp_path / "flac", seconds=1.0, container="flac")[0]
+    wave, _ = soundfile.read(place / "bass.wav", dtype="int16")
+    assert np.array_equal(wave, soundfile.read(flac / "bass.flac", dtype="int16")[0])
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    one = synth.render_songs(8, 2, tmp_path / "one", seconds=1.0)
+    two = synth.render_songs(8, 2, tmp_path / "two", seconds=1.0, jobs=2)
+    for a, b in zip(one, two, strict=True):
+        for name in synth.STEMS:
+            digests = {hashlib.sha256((place / f"{name}.wav").read_bytes()).digest() for place in (a, b)}
+            assert len(digests) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "songs").write_text("a file")
+    with pytest.raises(AudioError, match="song-000001: cannot be written"):
+        synth.render_songs(1, 1, tmp_path / "songs", seconds=1.0)
+
+
+def test_recorded_samples_are_what_is_heard(tmp_path: Path) -> None:
+    folder = samples.look(folder_of(tmp_path), frozenset())
+    kit = samples.recorded_kit(folder, np.random.default_rng(1))
+    assert len(kit["kick"]) == 1
+    assert np.count_nonzero(kit["kick"][0][0]) < 4  # a click, as the recording is
+    assert samples.pitch_of(folder.of("bass")[0]) == pytest.approx(33.0, abs=0.2)  # 55 Hz
+    make = samples.recorded_notes(folder, "bass", np.random.default_rng(1))
+    assert make is not None
+    note = make(40.0, 0.5, 1.0)
+    spectrum = np.abs(np.fft.rfft(note[: RATE // 2] * np.hanning(RATE // 2)))
+    assert 2 * int(np.argmax(spectrum)) == pytest.approx(440 * 2 ** ((40 - 69) / 12), abs=3)
+
+
+def test_held_out_voices_are_never_seen(tmp_path: Path) -> None:
+    place = folder_of(tmp_path, ("anna", "vocadito-10"))
+    folder = samples.look(place, frozenset({"vocadito-10"}))
+    assert [path.stem for path in folder.voices] == ["anna"]
+
+
+def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds neither samples/CLASS/ nor voices/"):
+        samples.look(tmp_path, frozenset())
+
+
+def test_without_pyworld_one_line_says_so_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *more: Any) -> Any:
+        if name == "pyworld":
+            raise ImportError(name)
+        return real(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    folder = samples.look(folder_of(tmp_path / "recordings", ("anna",)), frozenset())
+    with pytest.raises(UsageError, match="package pyworld, which is not installed; pip install 'sepcli"):
+        synth.render_songs(1, 1, tmp_path / "songs", seconds=1.0, folder=folder)
+    assert not (tmp_path / "songs").exists()
