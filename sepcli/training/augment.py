@@ -39,6 +39,10 @@ def augment(stems: Tensor, rules: Augment, length: int, sample_rate: int, keys: 
         stems = torch.where(drawn(0, 1) < rules.sign, -stems, stems)
     if rules.scale != (1.0, 1.0):
         stems = stems * drawn(*rules.scale)
+    if rules.gain != (0.0, 0.0):
+        stems = stems * 10 ** (drawn(*rules.gain) / 20)
+    if rules.drop:
+        stems = torch.where(drawn(0, 1) < rules.drop, torch.zeros_like(stems), stems)
     if rules.peak:
         peaks = stems.amax(dim=(2, 3), keepdim=True)
         stems = torch.where(peaks > 1e-3, stems * (rules.peak / peaks.clamp_min(1e-3)), stems)

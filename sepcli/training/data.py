@@ -7,6 +7,7 @@ network's rate (lossy formats, other rates, mp4) is decoded once, into the cache
 
 import hashlib
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from sepcli.errors import AudioError, UsageError
 from sepcli.training.augment import repitch
 from sepcli.training.recipe import Recipe
 from sepcli.training.streams import stream_blocks
+from sepcli.training.vary import evened, played, speeds, varied
 from sepcli.weights.catalog import cache_folder
 
 VALIDATION_SONGS = (
@@ -418,6 +420,8 @@ class Excerpts(Dataset[Tensor]):
         """`places`: the song and first frame of each excerpt of an epoch; those of single-source material mix in."""
         data = self.recipe.data
         self.length = round(self.recipe.read_seconds * self.sample_rate)
+        vary = self.recipe.augment.vary
+        self.kept = int(self.length / 2 ** (vary.speed / 12)) if vary else self.length
         whole = [index for index, song in enumerate(self.songs) if not song.single]
         if len(whole) < len(self.songs) and not self.recipe.augment.mix:
             raise UsageError("--data: single-source material needs a recipe that mixes", "--set augment.mix=true")
@@ -427,7 +431,8 @@ class Excerpts(Dataset[Tensor]):
             stride = max(1, round(data.stride * self.sample_rate))
             counts = [max(0, -(-(song.frames - self.length) // stride)) + 1 for song in self.songs]
             self.places = [(song, k * stride) for song, count in enumerate(counts) for k in range(count)]
-        self.having = {row: [song for song in self.songs if row in song.rows] for row in self.rows}
+        often = [song for song in self.songs for _ in range(weight(song, data.weights))]
+        self.having = {row: [song for song in often if row in song.rows] for row in self.rows}
         self.order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -440,20 +445,29 @@ class Excerpts(Dataset[Tensor]):
         chosen = self.songs[song]
         if start < 0:
             start = draw.randint(0, max(0, chosen.frames - self.length))
-        sound = np.zeros((len(self.rows), self.channels, self.length), np.float32)
+        sound = np.zeros((len(self.rows), self.channels, self.kept), np.float32)
+        rules = self.recipe.augment
+        mixed = rules.mix and (chosen.single or draw.random() >= rules.intact)
+        together = speeds(rules.vary, draw) if rules.vary else 1.0
         for number, row in enumerate(self.rows):
             source, first = chosen, start
-            if self.recipe.augment.mix and self.having[row]:
+            if mixed and self.having[row]:
                 source = draw.choice(self.having[row])
                 first = draw.randint(0, max(0, source.frames - self.length))
             block = source.read(row, first, min(first + self.length, source.frames))
-            if block is not None:
-                offset, scale = brought(source, self.level, peaks=not self.recipe.augment.peak)
-                sound[number, :, : len(block)] = ((block - np.float32(offset)) / np.float32(scale)).T
+            if block is None:
+                continue
+            offset, scale = brought(source, self.level, peaks=not rules.peak)
+            wave = ((block - np.float32(offset)) / np.float32(scale)).T
+            if mixed and rules.even:
+                wave = evened(wave)
+            if rules.vary:
+                wave = played(wave, speeds(rules.vary, draw) if mixed else together, self.kept)
+                wave = varied(wave, rules.vary, self.sample_rate, draw)
+            sound[number, :, : wave.shape[1]] = wave
         if self.recipe.augment.repitch:
-            kept = round((self.recipe.data.excerpt + self.recipe.augment.shift) * self.sample_rate)
-            rules = self.recipe.augment.repitch
-            return repitch(torch.from_numpy(sound), rules, self.sample_rate, kept, draw)
+            wanted = round((self.recipe.data.excerpt + self.recipe.augment.shift) * self.sample_rate)
+            return repitch(torch.from_numpy(sound), self.recipe.augment.repitch, self.sample_rate, wanted, draw)
         return torch.from_numpy(sound)
 
     def permuted(self, epoch: int) -> list[int]:
@@ -462,6 +476,11 @@ class Excerpts(Dataset[Tensor]):
             random.Random(f"{self.seed} order {epoch}").shuffle(order)
             self.order = (epoch, order)
         return self.order[1]
+
+
+def weight(song: Material, weights: Mapping[str, int]) -> int:
+    """How often a song is mixed in, by the folders that it lies in."""
+    return math.prod(weights.get(folder, 1) for folder in {parent.name for parent in song.path.parents})
 
 
 def mixture_blocks(song: Material) -> Iterator[Block]:

@@ -55,6 +55,10 @@ def _term(term: Loss, sources: Sequence[str]) -> LossFunction:
             return l1(estimate, reference, weights, power=2, stages=term.stages, reduction=term.reduction)
         if term.name == "cws":
             return cws(estimate, reference, reduction=term.reduction)
+        if term.name == "spectral":
+            return spectral(estimate, reference, weights)
+        if term.name == "sdr":
+            return sdr(estimate, reference, mixture, weights)
         if term.name == "magnitude":
             return magnitude(estimate, reference, weights)
         if term.name == "spectral_rmse":
@@ -144,6 +148,40 @@ def multi_stft(
         window = functional.pad(window, (beside // 2, beside - beside // 2))
         total = total + stft(error, window, hop).abs().mean()
     return total
+
+
+def spectral(estimate: Estimate, reference: Estimate, weights: Sequence[float] | None = None) -> Tensor:
+    """Mean absolute error of the real and the imaginary parts of complex spectrograms."""
+    error = parts(domain(estimate)) - parts(domain(reference))
+    by_source = error.abs().flatten(2).mean(dim=(0, 2))
+    scale = torch.ones_like(by_source) if weights is None else by_source.new_tensor(weights)
+    return (scale * by_source).sum() / scale.sum()
+
+
+def sdr(
+    estimate: Estimate,
+    reference: Estimate,
+    mixture: Tensor,
+    weights: Sequence[float] | None = None,
+    floor: float = 1e-3,
+) -> Tensor:
+    """Decibels of error over signal in the network's own domain, the mean over items and sources.
+
+    Both energies have a share `floor` of that of the sum of all sources added: a source that is silent is asked for
+    silence, and none counts for more than 30 dB (Wisdom et al., arXiv:2011.00801, equation 2, for the first).
+    """
+    found, true = parts(domain(estimate)), parts(domain(reference))
+    energy = true.square().flatten(2).sum(-1)  # (B, S)
+    error = (found - true).square().flatten(2).sum(-1)
+    whole = true.sum(dim=1).square().flatten(1).sum(-1, keepdim=True) * floor + 1e-8
+    decibels = 10 * torch.log10((error + whole) / (energy + whole))
+    scale = decibels.new_ones(decibels.shape[1]) if weights is None else decibels.new_tensor(weights)
+    return (scale * decibels).sum(-1).mean() / scale.sum()
+
+
+def parts(signal: Tensor) -> Tensor:
+    """Real and imaginary parts of what is complex, on one more axis."""
+    return torch.view_as_real(signal) if signal.is_complex() else signal
 
 
 def multi_domain(

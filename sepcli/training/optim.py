@@ -29,6 +29,11 @@ def learning_rate(recipe: Recipe, step: int, epoch: int, losses: Sequence[float]
         return first * passed[-1] if passed else first
     if schedule.name == "plateau":
         return first * schedule.factor ** plateaus(losses, schedule.patience, schedule.cooldown)
+    if schedule.name == "cosine":
+        if step < schedule.warmup:
+            return first * (step + 1) / schedule.warmup
+        done = (step - schedule.warmup) / max(1, recipe.stop.steps - schedule.warmup)
+        return first * (1 + math.cos(math.pi * min(1.0, done))) / 2
     return first
 
 

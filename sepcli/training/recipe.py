@@ -23,7 +23,7 @@ class Data:
     `excerpt`: seconds that the network sees at once; what a shift or another tempo needs is read in addition. `batch`:
     excerpts of one optimiser step, over all processes. `split`: "musdb18" lets that data set's 14 published songs
     validate. An epoch has an excerpt every `stride` seconds of each song or, with `draws`, that many of each song at
-    random places.
+    random places. `weights`: songs below a folder of this name are mixed in so many times as often as others.
     """
 
     excerpt: float
@@ -31,6 +31,7 @@ class Data:
     split: Literal["", "musdb18"] = ""
     stride: float = 1.0
     draws: int = 0
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,40 @@ class Repitch:
 
 
 @dataclass(frozen=True)
+class Vary:
+    """Each source of an excerpt played in another way, with probability `chance` for each change.
+
+    `speed`: up to so many semitones faster or slower, pitch and tempo together. `equaliser`: decibels up or down at
+    each of some octaves. `width`: range of a factor of the difference between the channels. `pan`: decibels to
+    one side. `reverb`: longest time to fall by 60 dB, in seconds. 0 leaves that change out.
+    """
+
+    chance: float = 0.5
+    speed: float = 0.0
+    equaliser: float = 0.0
+    width: tuple[float, float] = (1.0, 1.0)
+    pan: float = 0.0
+    reverb: float = 0.0
+
+
+@dataclass(frozen=True)
 class Augment:
     """What is done to the stems before they are summed; each draw is per item and source unless said otherwise.
 
-    `mix`: each source from a song and place of its own. `shift`: up to so many seconds, `together` the same for all
+    `mix`: each source from a song and place of its own, but for a share `intact` of the items, which stay one song.
+    `even`: sources that are mixed are brought to one loudness before. `vary`: see there. `gain`: range in decibels of
+    a factor. `drop`: probability that a source is silent. `shift`: up to so many seconds, `together` the same for all
     sources. `swap`, `sign`: probabilities that the channels are reversed, the sign is. `scale`: range of a factor.
     `peak`: every excerpt is brought to this largest signed sample, silence excepted. `remix`: sources are permuted
     within groups of so many items.
     """
 
     mix: bool = False
+    intact: float = 0.0
+    even: bool = False
+    vary: Vary | None = None
+    gain: tuple[float, float] = (0.0, 0.0)
+    drop: float = 0.0
     repitch: Repitch | None = None
     shift: float = 0.0
     together: bool = False
@@ -67,7 +92,7 @@ class Augment:
     remix: int = 1
 
 
-LossName = Literal["l1", "mse", "cws", "magnitude", "multi_domain", "spectral_rmse", "multi_stft"]
+LossName = Literal["l1", "mse", "cws", "magnitude", "multi_domain", "spectral_rmse", "multi_stft", "sdr"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +135,10 @@ class Schedule:
 
     "step": times `factor` every so many hours of sound or steps. "milestones": from each of `epochs` on, the first rate
     times the one of `factors`. "plateau": times `factor` when `patience` validations in a row were no better, then not
-    again for `cooldown`.
+    again for `cooldown`. "cosine": up over `warmup` steps, then down to nothing at the recipe's last step.
     """
 
-    name: Literal["constant", "step", "milestones", "plateau"] = "constant"
+    name: Literal["constant", "step", "milestones", "plateau", "cosine"] = "constant"
     every_hours: float = 0.0
     every_steps: int = 0
     factor: float = 1.0
@@ -121,6 +146,7 @@ class Schedule:
     factors: tuple[float, ...] = ()
     patience: int = 0
     cooldown: int = 0
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,7 +218,8 @@ class Recipe:
     def read_seconds(self) -> float:
         """Seconds of a song that one excerpt is made of, before shift and tempo take theirs."""
         tempo = self.augment.repitch.tempo if self.augment.repitch else 0.0
-        return (self.data.excerpt + self.augment.shift) / (1 - tempo / 100)
+        speed = 2 ** (self.augment.vary.speed / 12) if self.augment.vary else 1.0
+        return (self.data.excerpt + self.augment.shift) * speed / (1 - tempo / 100)
 
     @property
     def hours_a_step(self) -> float:
@@ -285,7 +312,16 @@ def check(recipe: Recipe) -> None:
     for name, count in at_least_one.items():
         if count < 1:
             raise UsageError(f"{name} = {count}: must be at least 1")
+    if min(data.weights.values(), default=1) < 1:
+        raise UsageError(f"data.weights = {dict(data.weights)}: must be 1 or more")
     chances = {"augment.swap": augment.swap, "augment.sign": augment.sign}
+    chances |= {"augment.intact": augment.intact, "augment.drop": augment.drop}
+    if vary := augment.vary:
+        chances["augment.vary.chance"] = vary.chance
+        if min(vary.speed, vary.equaliser, vary.pan, vary.reverb) < 0 or not 0 <= vary.width[0] <= vary.width[1]:
+            raise UsageError(f"augment.vary = {vary}: must have nothing below 0, and width as [low, high]")
+    if augment.gain[0] > augment.gain[1]:
+        raise UsageError(f"augment.gain = {list(augment.gain)}: must be [low, high]")
     if augment.repitch:
         chances["augment.repitch.chance"] = augment.repitch.chance
         if not 0 <= augment.repitch.tempo < 50:

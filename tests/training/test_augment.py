@@ -53,6 +53,21 @@ def test_a_factor_lies_within_its_range() -> None:
     assert 0.9 < float(factors.max()) <= 1.25
 
 
+def test_a_gain_is_drawn_in_decibels() -> None:
+    factors = (augment(stems(), Augment(gain=(-8.0, 8.0)), 1000, 100, KEYS) / stems())[:, :, 0, 0]
+    decibels = 20 * factors.log10()
+    assert -8 <= float(decibels.min()) < -4
+    assert 4 < float(decibels.max()) <= 8
+
+
+def test_sources_are_dropped_as_often_as_asked() -> None:
+    many = stems().repeat(40, 1, 1, 1)[..., :4]
+    out = augment(many, Augment(drop=0.1), 4, 100, [f"0 1 {index}" for index in range(320)])
+    dropped = (out == 0).all(-1).all(-1)
+    assert torch.equal(torch.where(dropped[..., None, None], many, out), many)
+    assert float(dropped.double().mean()) == pytest.approx(0.1, abs=0.04)  # 960 draws: four deviations
+
+
 def test_the_peak_rule_looks_at_the_largest_signed_sample() -> None:
     sound = torch.tensor([[[[0.1, -0.9, 0.2, 0.0]]], [[[0.0005, 0.0, -1.0, 0.0]]]])
     out = augment(sound, Augment(peak=0.4), 4, 100, KEYS[:2])

@@ -196,6 +196,29 @@ def test_single_source_material_mixes_in(tmp_path: Path) -> None:
     assert [song.name for song in mixed.having["drums"]] == ["song"]
 
 
+def test_a_share_of_the_items_stays_one_song(tmp_path: Path) -> None:
+    songs = prepared(write_data(tmp_path / "data", songs=2))
+    whole = [tuple(song.read(row, 0, 22050).tobytes() for row in SOURCES) for song in songs]
+    shares = {}
+    for intact in (0.0, 0.5, 1.0):
+        found = excerpts(
+            songs, {"augment.mix": True, "augment.intact": intact, "data.stride": 0.1, "data.excerpt": 3.0}
+        )
+        items = [found[0, index] for index in range(len(found))] + [found[1, index] for index in range(len(found))]
+        kept = [tuple(row.T.contiguous().numpy()[:22050].tobytes() for row in item) in whole for item in items]
+        shares[intact] = sum(kept) / len(kept)
+    assert shares[1.0] == 1
+    assert shares[0.0] < 1
+
+
+def test_songs_below_a_named_folder_are_mixed_in_more_often(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "rare" / "one")
+    write_song(tmp_path / "data" / "often" / "two")
+    mixed = excerpts(prepared(tmp_path / "data"), {"augment.mix": True, "data.weights": {"often": 3}})
+    assert sorted(song.name for song in mixed.having["drums"]) == ["one", "two", "two", "two"]
+    assert len(mixed.songs) == 2
+
+
 # What is refused
 
 

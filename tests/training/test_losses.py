@@ -149,6 +149,32 @@ def test_the_time_part_may_leave_out_the_edges() -> None:
     assert trimmed - whole == near(0.00801149806041 - 0.00796681302327, 1e-7)
 
 
+def complex_estimate(spectrograms: Tensor) -> Estimate:
+    return Estimate(torch.zeros(*spectrograms.shape[:3], 10, dtype=torch.float64), spectrograms)
+
+
+def test_the_spectral_loss_is_the_mean_of_both_parts() -> None:
+    true = torch.zeros(1, 2, 1, 3, 4, dtype=torch.complex128)
+    found = true.clone()
+    found[:, 0] = 3 + 1j
+    loss = make_loss([Loss("spectral", weights={"a": 3.0})], ["a", "b"])
+    assert float(loss(complex_estimate(found), complex_estimate(true), torch.zeros(1, 1, 10))) == near(1.5)
+
+
+def test_sdr_is_decibels_with_a_floor_for_silence() -> None:
+    draw = torch.Generator().manual_seed(1)
+    true = torch.randn(2, 2, 1, 30, 40, dtype=torch.complex128, generator=draw)
+    loss = make_loss([Loss("sdr")], ["a", "b"])
+    mixture = torch.zeros(2, 1, 10)
+    assert float(loss(complex_estimate(0.9 * true), complex_estimate(true), mixture)) == near(-20, 0.2)
+    assert float(loss(complex_estimate(true), complex_estimate(true), mixture)) == near(-27, 0.2)  # half of the sum
+    true[:, 1] = 0  # nothing to find: as good as it gets, and no better for the other source's errors
+    assert float(loss(complex_estimate(true), complex_estimate(true), mixture)) == near(-15, 0.01)
+    found = true.clone()
+    found[:, 1] = 0.1 * true[:, 0]  # 20 dB below the sum, where 30 count as silence
+    assert float(loss(complex_estimate(found), complex_estimate(true), mixture)) == near(-15 + 5.2, 0.1)
+
+
 def test_silence_costs_ten() -> None:
     loss = make_loss([Loss("multi_domain", combinations=True)], NAMES)
     assert float(loss(Estimate(0 * E), Estimate(0 * Y), 0 * X)) == near(10)

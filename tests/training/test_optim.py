@@ -30,6 +30,12 @@ def test_milestones_are_factors_of_the_first_rate() -> None:
     assert rates(schedule, [(0, 39), (0, 40), (0, 60)]) == pytest.approx([1e-3, 3e-4, 1e-4], rel=1e-12)
 
 
+def test_a_cosine_rises_then_falls_to_nothing() -> None:
+    recipe = replace(RECIPE, schedule=Schedule("cosine", warmup=10), stop=Stop(steps=110))
+    found = [learning_rate(recipe, step, 0, []) for step in (0, 4, 9, 10, 60, 110)]
+    assert found == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3, 5e-4, 0], abs=1e-12)
+
+
 @pytest.mark.parametrize(("patience", "cooldown"), [(1, 0), (3, 2), (4, 7)])
 def test_plateaus_are_where_torch_sees_them(patience: int, cooldown: int) -> None:
     draw = torch.Generator().manual_seed(1)
