@@ -1,9 +1,12 @@
-"""Box plots of scores by source and model, as SVG and PNG. Needs matplotlib, the extra `plots`."""
+"""Box plots of scores by source and model, and spectrograms of stems. Needs matplotlib, the extra `plots`."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from sepcli.errors import SepcliError, UsageError
 from sepcli.metrics.compare import label
@@ -94,6 +97,43 @@ def drawn(results: Sequence[Mapping[str, Any]], metric: str) -> Any:
     drawn_boxes, names = [box for box, _ in handles], [name for _, name in handles]
     figure.legend(drawn_boxes, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def spectrograms(path: Path, mixture: Tensor, truth: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Path:
+    """One picture of a song (C, T): its mixture above, then each source, the true stem left and the estimate right.
+
+    80 dB below the loudest bin of the mixture are shown, up to 16 kHz at 44.1 kHz. Returns the path. Raises UsageError
+    without matplotlib, SepcliError where it cannot be written.
+    """
+    check_installed()
+    from matplotlib.figure import Figure
+
+    rows = [("mixture", mixture, None), *((name, truth[name], found[name]) for name in found)]
+    figure = Figure(figsize=(11.0, 2.0 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 2, sharex=True, sharey=True, squeeze=False)
+    top = float(levels(mixture).max())
+    for (left, right), (name, true, estimate) in zip(axes, rows, strict=True):
+        for place, sound, words in ((left, true, f"{name}, true"), (right, estimate, f"{name}, separated")):
+            if sound is None:
+                place.set_axis_off()
+                left.set_title(name, fontsize=9)
+                continue
+            place.imshow(levels(sound), origin="lower", aspect="auto", vmin=top - 80, vmax=top, cmap="magma")
+            place.set_title(words if estimate is not None else name, fontsize=9)
+            place.set_xticks([])
+            place.set_yticks([])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise SepcliError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def levels(sound: Tensor) -> Any:
+    """Decibels of the channels' mean (C, T) -> (F, N), of the lower three quarters of the bins."""
+    spectrum = torch.stft(sound.mean(dim=0), 2048, 1024, window=torch.hann_window(2048), return_complex=True)
+    return (20 * torch.log10(spectrum.abs()[:768] + 1e-5)).numpy()
 
 
 def scores_of(result: Mapping[str, Any], source: str, metric: str) -> list[float]:

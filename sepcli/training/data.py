@@ -50,6 +50,9 @@ SUMS = ("accompaniment", "instrumental")
 STEM_STREAMS = ("mixture", "drums", "bass", "other", "vocals")
 """The audio streams of a MUSDB18 .stem.mp4 in order."""
 
+TRIES, AUDIBLE = 4, 1e-3
+"""Sources that are evened are looked for so often before silence is taken; below this they are silent."""
+
 SUBSETS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
 
@@ -450,11 +453,15 @@ class Excerpts(Dataset[Tensor]):
         mixed = rules.mix and (chosen.single or draw.random() >= rules.intact)
         together = speeds(rules.vary, draw) if rules.vary else 1.0
         for number, row in enumerate(self.rows):
-            source, first = chosen, start
-            if mixed and self.having[row]:
-                source = draw.choice(self.having[row])
-                first = draw.randint(0, max(0, source.frames - self.length))
-            block = source.read(row, first, min(first + self.length, source.frames))
+            source, block = chosen, None
+            for _ in range(TRIES if rules.even else 1):
+                first = start
+                if mixed and self.having[row]:
+                    source = draw.choice(self.having[row])
+                    first = draw.randint(0, max(0, source.frames - self.length))
+                block = source.read(row, first, min(first + self.length, source.frames))
+                if not mixed or block is None or np.abs(block).max(initial=0) > AUDIBLE:
+                    break
             if block is None:
                 continue
             offset, scale = brought(source, self.level, peaks=not rules.peak)

@@ -56,7 +56,7 @@ def varied(wave: Wave, rules: Vary, sample_rate: int, draw: random.Random) -> Wa
         wave = np.stack([middle + side, middle - side])
     if len(wave) == 2 and rules.pan and draw.random() < rules.chance:
         tilt = draw.uniform(-rules.pan, rules.pan) / 2
-        wave = wave * np.float32([[10 ** (tilt / 20)], [10 ** (-tilt / 20)]])
+        wave = wave * np.array([[10 ** (tilt / 20)], [10 ** (-tilt / 20)]], np.float32)
     return wave
 
 
@@ -65,7 +65,8 @@ def response(bins: int, sample_rate: int, decibels: float, draw: random.Random) 
     knots = np.arange(np.log2(40.0), np.log2(sample_rate / 2) + 1.5, 1.5)
     gains = np.array([draw.uniform(-decibels, decibels) for _ in knots])
     octaves = np.log2(np.maximum(np.arange(bins) * (sample_rate / 2 / max(1, bins - 1)), 20.0))
-    return (10 ** (np.interp(octaves, knots, gains) / 20)).astype(np.float32)
+    found: Wave = (10 ** (np.interp(octaves, knots, gains) / 20)).astype(np.float32)
+    return found
 
 
 def room(channels: int, size: int, sample_rate: int, longest: float, draw: random.Random) -> Wave:

@@ -30,6 +30,7 @@ Notice = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
 
 CHUNK = 1 << 18
+BUNDLED = "`--model mini` needs no download"
 NO_WEIGHTS = {b"<!doctype html": "a web page", b"<html": "a web page", b"version https://git-lfs": "a Git LFS pointer"}
 
 
@@ -72,7 +73,7 @@ def fetch(
     pull = f"`sepcli models pull {model}`"
     if offline:
         what = f"{name_of(spec)} is not on this machine, and offline nothing is downloaded"
-        raise ModelError(what, f"run {pull} with a network, or {pull[:-1]} --from FILE`")
+        raise ModelError(what, f"run {pull} with a network, or {pull[:-1]} --from FILE`; {BUNDLED}")
     path, reasons = place(spec), []
     with alone(path, notice):
         if found := at_hand(spec):
@@ -89,7 +90,7 @@ def fetch(
                     f"{path}: cannot be written ({error.strerror or error})", "see SEPCLI_CACHE"
                 ) from error
     raise ModelError(
-        f"cannot download {name_of(spec)} ({'; '.join(reasons)})", f"try again, or {pull[:-1]} --from FILE`"
+        f"cannot download {name_of(spec)} ({'; '.join(reasons)})", f"try again, or {pull[:-1]} --from FILE`; {BUNDLED}"
     )
 
 

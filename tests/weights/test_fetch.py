@@ -179,7 +179,7 @@ def test_a_missing_file_is_asked_for_once_and_told_with_host_reason_and_next_ste
     assert len(server.asked) == 1
     assert str(caught.value) == (
         f"cannot download a.th (127.0.0.1:{server.server_port}: 404 Not Found); "
-        "try again, or `sepcli models pull hdemucs --from FILE`"
+        "try again, or `sepcli models pull hdemucs --from FILE`; `--model mini` needs no download"
     )
     assert debris() == []
 
