@@ -55,8 +55,6 @@ def _term(term: Loss, sources: Sequence[str]) -> LossFunction:
             return l1(estimate, reference, weights, power=2, stages=term.stages, reduction=term.reduction)
         if term.name == "cws":
             return cws(estimate, reference, reduction=term.reduction)
-        if term.name == "spectral":
-            return spectral(estimate, reference, weights)
         if term.name == "sdr":
             return sdr(estimate, reference, mixture, weights)
         if term.name == "magnitude":
@@ -148,14 +146,6 @@ def multi_stft(
         window = functional.pad(window, (beside // 2, beside - beside // 2))
         total = total + stft(error, window, hop).abs().mean()
     return total
-
-
-def spectral(estimate: Estimate, reference: Estimate, weights: Sequence[float] | None = None) -> Tensor:
-    """Mean absolute error of the real and the imaginary parts of complex spectrograms."""
-    error = parts(domain(estimate)) - parts(domain(reference))
-    by_source = error.abs().flatten(2).mean(dim=(0, 2))
-    scale = torch.ones_like(by_source) if weights is None else by_source.new_tensor(weights)
-    return (scale * by_source).sum() / scale.sum()
 
 
 def sdr(

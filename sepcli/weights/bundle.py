@@ -1,4 +1,4 @@
-"""A trained network as the package carries it: half precision on disk, its entry beside it, nothing of where it was made.
+"""A trained network as the package carries it: half precision on disk, with its entry and nothing of where it was made.
 
 `python -m sepcli.weights.bundle runs/mini/best.safetensors sepcli/mini.safetensors` writes the file and prints the
 digest that weights.toml wants.
