@@ -24,7 +24,15 @@ class SepcliError(Exception):
 
 
 class AudioError(SepcliError):
-    """One song cannot be read, written, or separated; the others go on."""
+    """One song cannot be read, written, or separated; the others go on.
+
+    `reason` is its class in a batch's journal: "decode" (the recording), "nan" (samples that are no numbers), "memory",
+    or "io" (files, disks and networks: another try may do).
+    """
+
+    def __init__(self, what: str, hint: str = "", *, reason: str = "decode") -> None:
+        super().__init__(what, hint)
+        self.reason = reason
 
 
 class UsageError(SepcliError):

@@ -54,8 +54,10 @@ def save(path: Path, shares: dict[str, float] = SHARES, **changes: Any) -> Path:
     return path
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the command, and what its workers begin with
     models.find = find
+
+if __name__ == "__main__":
     from sepcli.cli import main
 
     main()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sepcli"
-ORDER = ["errors", "audio", "dsp", "nn", "models", "weights", "inference", "metrics", "training", "cli"]
+ORDER = ["errors", "audio", "dsp", "nn", "models", "weights", "inference", "batch", "metrics", "training", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = {"typer", "sepcli"}  # beside the standard library, at the top of what `--help` loads
 

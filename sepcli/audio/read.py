@@ -74,7 +74,7 @@ class Song:
         for block in reblock(_between(pieces, start - first, None if stop is None else stop - first)):
             if not np.isfinite(block).all():
                 bad = position + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise AudioError(f"{self.path}: a sample is not a number {self.time(bad)}")
+                raise AudioError(f"{self.path}: a sample is not a number {self.time(bad)}", reason="nan")
             position += len(block)
             yield block
 
@@ -97,7 +97,7 @@ def open_song(path: Path) -> Song:
             if song.frames is not None:
                 _refuse_cut_off(path, file, song.frames)
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}", reason="io") from error
     if next(song.blocks(0, 1), None) is None:
         raise AudioError(f"{path}: holds no sound (0 frames)")
     return song
@@ -107,13 +107,13 @@ def _opened(path: Path) -> BinaryIO:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise AudioError(f"{path}: no such file") from None
+        raise AudioError(f"{path}: no such file", reason="io") from None
     except ValueError as error:  # a zero byte in the name
-        raise AudioError(f"{path!r}: {error}") from None
+        raise AudioError(f"{path!r}: {error}", reason="io") from None
     if stat.S_ISDIR(status.st_mode):
-        raise AudioError(f"{path}: is a folder, not a song")
+        raise AudioError(f"{path}: is a folder, not a song", reason="io")
     if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path}: is not a regular file")
+        raise AudioError(f"{path}: is not a regular file", reason="io")
     if status.st_size == 0:
         raise AudioError(f"{path}: is empty")
     return path.open("rb", buffering=0)  # libsndfile reads from the same descriptor
@@ -171,7 +171,7 @@ def _soundfile_pieces(song: Song, first: int, stop: int | None) -> Iterator[Bloc
         return
     with _opened(song.path) as file, _told(song, first), _Forward(file.fileno(), closefd=False) as sound:
         if (sound.samplerate, sound.channels) != (song.sample_rate, song.channels):
-            raise AudioError(f"{song.path}: has changed since it was opened")
+            raise AudioError(f"{song.path}: has changed since it was opened", reason="io")
         vorbis = VORBIS_ORDER.get(song.channels) if sound.subtype in ("VORBIS", "OPUS") else None
         if first:
             sound.seek(first)

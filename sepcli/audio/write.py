@@ -330,7 +330,8 @@ def _measured(
         for stem in peaks:
             peak = float(np.abs(block[stem]).max(initial=0))
             if not math.isfinite(peak):
-                raise AudioError(f"stem {stem}: a sample is not a finite number near {position / rate:.2f} s")
+                what = f"stem {stem}: a sample is not a finite number near {position / rate:.2f} s"
+                raise AudioError(what, reason="nan")
             peaks[stem] = max(peaks[stem], peak)
         frames = lengths.pop()
         position += frames
@@ -450,6 +451,7 @@ def _told(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 full = shutil.disk_usage(folder).free < 2**20
         if full:
-            raise AudioError(f"{folder}: the disk is full", "free some space, or choose another --out") from error
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise AudioError(f"{folder}: stems cannot be written: {why or error or 'the disk took fewer bytes'}") from error
+            hint = "free some space, or choose another --out"
+            raise AudioError(f"{folder}: the disk is full", hint, reason="io") from error
+        why = (error.strerror if isinstance(error, OSError) else str(error)) or error or "the disk took fewer bytes"
+        raise AudioError(f"{folder}: stems cannot be written: {why}", reason="io") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from sepcli import __version__
-from sepcli.cli import bench, console, data, demo, demucs, evaluate, models, separate, train
+from sepcli.cli import batch, bench, console, data, demo, demucs, evaluate, models, separate, train
 from sepcli.errors import SepcliError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("bench")(bench.bench)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
+app.add_typer(batch.app, name="batch")
 
 OWN = ("-h", "--help", "--version", "-q", "--quiet", "-v", "--verbose", "--debug")
 """Options that come before a command; another one before it is one of `separate`."""

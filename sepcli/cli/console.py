@@ -116,7 +116,13 @@ class Bar:
 
     @contextmanager
     def over(self, label: str) -> Iterator["Meter"]:
-        """Show how far one song is; what is downloaded meanwhile has a bar below."""
+        """Show how far one song is; what is downloaded meanwhile, and other songs at once, have a bar below."""
+        if self.progress is not None:
+            meter = Meter(label)
+            yield meter
+            if self.progress is not None and meter.task is not None:
+                self.progress.remove_task(meter.task)
+            return
         if state.progress == "json" or state.quiet or not sys.stderr.isatty():
             yield Meter(label)
             return

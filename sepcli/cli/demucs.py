@@ -11,12 +11,10 @@ DEPTHS = {"--int24": "24", "--float32": "32f"}
 RENAMED = {"--name": "--model", "--sig": "--model", "-s": "--model", "--clip-mode": "--clip"}
 WITHOUT = {
     "--mp3-preset": "the encoder always works at its best quality",
-    "--jobs": "a piece uses every core already; --threads says how many",
-    "-j": "a piece uses every core already; --threads says how many",
     "--no-split": "a song is always cut, and joined without seams; --segment says how long the pieces are",
 }
 OTHERS = ("none", "add", "minus")
-TAKE_VALUES = {*RENAMED, "--repo", "--other-method", "--mp3-bitrate", "--mp3-preset", "--jobs", "-j"}
+TAKE_VALUES = {*RENAMED, "--repo", "--other-method", "--mp3-bitrate", "--mp3-preset"}
 
 
 def translate(arguments: Sequence[str], valued: Collection[str]) -> tuple[list[str], list[str]]:
@@ -33,7 +31,7 @@ def translate(arguments: Sequence[str], valued: Collection[str]) -> tuple[list[s
             words += [word, *rest]
             break
         option, joined, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        if word[:2] in ("-s", "-j") and len(word) > 2:  # `-j4`
+        if word[:2] == "-s" and len(word) > 2:  # `-sNAME`
             option, joined, value = word[:2], "=", word[2:]
         if option in TAKE_VALUES:
             value = value if joined else next(rest, "")

@@ -1,21 +1,17 @@
 """`sepcli separate`: songs into stems."""
 
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sepcli import DEFAULT
-from sepcli.cli import console
-from sepcli.errors import AudioError, SepcliError, UsageError
+from sepcli.cli import batch, console
+from sepcli.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
-    from sepcli.audio.paths import Found
-    from sepcli.inference.bag import Bag
+    from sepcli.batch.manifest import Item
     from sepcli.inference.files import Plan
     from sepcli.inference.forecast import Outlook
 
@@ -24,7 +20,7 @@ TEMPLATE = "{model}/{reldir}/{track}/{stem}.{ext}"
 
 def separate(
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT…", help="Songs, and folders of songs.", show_default=False)
+        list[str] | None, typer.Argument(metavar="INPUT…", help="Songs, and folders of songs.", show_default=False)
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-n", "-m", help="A name, a file, or several joined by commas (a bag).")
@@ -38,7 +34,8 @@ def separate(
     ] = TEMPLATE,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into the folders of folders too.")] = False,
     input_list: Annotated[
-        Path | None, typer.Option(help="A file with one path a line; - is standard input.", allow_dash=True)
+        Path | None,
+        typer.Option(help="A list: one path a line, JSON lines or CSV; - is standard input.", allow_dash=True),
     ] = None,
     stems: Annotated[str, typer.Option(help="Only these stems, joined by commas. [default: all]")] = "",
     two_stems: Annotated[str | None, typer.Option(help="This stem, and the sum of the others as no_STEM.")] = None,
@@ -59,7 +56,10 @@ def separate(
     start: Annotated[float, typer.Option(help="Where to begin in each song, in seconds.", min=0)] = 0.0,
     end: Annotated[float | None, typer.Option(help="Where to end in each song, in seconds. [default: its end]")] = None,
     device: Annotated[
-        str, typer.Option("--device", "-d", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps.")
+        str,
+        typer.Option(
+            "--device", "-d", help="auto (cuda, then mps, then cpu), cpu, cuda, mps, cuda:N; cuda:0,1 are two workers."
+        ),
     ] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the network's arithmetic.")
@@ -113,6 +113,24 @@ def separate(
     licence: Annotated[
         Literal["any", "commercial"], typer.Option(help="commercial: refuse weights whose terms do not allow that.")
     ] = "any",
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Only part i of n of the list, as 1/4; auto: as SLURM or RANK say. [default: all]"),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Workers on each device, each with the model.", min=1)] = 1,
+    journal: Annotated[
+        Path | None, typer.Option(help="Add what becomes of each song to this file; see `sepcli batch`.")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option(help="End in time, as 3h50m, with the rest told as left; exit 0.")
+    ] = None,
+    max_failures: Annotated[
+        str | None, typer.Option(help="Stop when more songs have failed than this number, or share as 1%.")
+    ] = None,
+    claim: Annotated[
+        Path | None, typer.Option(help="Folder through which processes of several machines share one list.")
+    ] = None,
+    lease: Annotated[str, typer.Option(help="How long a claim holds whose process does not stir.")] = "2m",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done with each input, and what it would take.")
     ] = False,
@@ -128,9 +146,9 @@ def separate(
 
     The stems of a song lie in separated/MODEL/SONG/ and have its sample rate, length and channels.
     """
-    from sepcli.audio.paths import clashes, find_songs
-    from sepcli.inference.files import Plan, check_plan, loader
-    from sepcli.inference.memory import keep
+    from sepcli.audio.paths import clashes
+    from sepcli.batch.manifest import Item, find_items, read_list
+    from sepcli.inference.files import Plan, check_plan
 
     console.state.progress = progress
     if quality is not None and overlap is not None:
@@ -168,75 +186,28 @@ def separate(
         licence=licence,
     )
     check_plan(plan)
-    songs, problems = find_songs([*(inputs or []), *listed(input_list)], recursive)
-    clashes((found.path, outputs(found, index, plan)) for index, found in enumerate(songs, 1))
+    options = batch.Options(shard, max_time, max_failures, journal, jobs, claim, lease, json)
+    entries, problems = read_list(input_list) if input_list else ([], [])
+    items, more = find_items([*map(Item, inputs or []), *entries], recursive)
+    clashes((item.found.path, outputs(item, plan)) for item in items)
+    mine = batch.my_shard(items, options)
     if container != "wav":
-        check_formats(songs, plan)
+        check_formats(mine, plan)
     if dry_run:
-        raise typer.Exit(tell_all(songs, problems, plan, as_json=json))
-    keep()
-    load = loader(plan, console.notice, console.downloads)
-    raise typer.Exit(separate_all(songs, problems, plan, load, as_json=json))
+        raise typer.Exit(tell_all(mine, [*problems, *more], plan, as_json=json))
+    raise typer.Exit(batch.separate_all(mine, [*problems, *more], plan, options))
 
 
-def separate_all(
-    songs: "Sequence[Found]",
-    problems: Iterable[AudioError],
-    plan: "Plan",
-    load: "Callable[[], Bag]",
-    *,
-    as_json: bool,
-) -> int:
-    """Separate one song after the other; what fails is told, and the others go on. Returns the exit code."""
-    from sepcli.inference.files import Record, separate_song
-
-    failed = 0
-
-    def tell(record: Record) -> None:
-        nonlocal failed
-        if record.error:
-            failed += 1
-            console.error(record.error)
-        if as_json:
-            console.document(record.document())
-        else:
-            for path in record.stems.values():
-                console.result(path)
-
-    for problem in problems:
-        tell(Record(str(problem), plan.model, error=str(problem)))
-    for index, found in enumerate(songs, 1):
-        label = f"{index}/{len(songs)} {found.path.name}" if len(songs) > 1 else found.path.name
-        try:
-            with console.bar.over(label) as meter:
-                record = separate_song(found, index, plan, load, notice=console.notice, progress=meter)
-        except AudioError as error:
-            record = Record(str(found.path), plan.model, error=str(error))
-        except SepcliError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one song, whatever is wrong with it, never stops the others
-            if console.state.debug:
-                traceback.print_exc()
-            what = f"{found.path}: {type(error).__name__}: {error}; this is a fault of sepcli: please report it"
-            record = Record(str(found.path), plan.model, error=what)
-        tell(record)
-        if record.status == "skipped":
-            console.detail(f"{found.path}: finished already")
-        elif record.speed:
-            console.detail(f"{found.path}: {record.seconds:.1f} s of song at {record.speed:.2f} times real time")
-    return 1 if failed else 0
-
-
-def tell_all(songs: "Sequence[Found]", problems: Iterable[AudioError], plan: "Plan", *, as_json: bool) -> int:
+def tell_all(items: "Sequence[Item]", problems: Iterable[AudioError], plan: "Plan", *, as_json: bool) -> int:
     """--dry-run: what would be done with each input. Returns the exit code that the real call would begin with."""
     from sepcli.inference.forecast import Outlook, outlook
 
     plans = [Outlook(str(problem), plan.model, "failed", error=str(problem)) for problem in problems]
-    for index, found in enumerate(songs, 1):
+    for item in items:
         try:
-            plans.append(outlook(found, index, plan))
+            plans.append(outlook(item.found, item.index, plan))
         except AudioError as error:
-            plans.append(Outlook(str(found.path), plan.model, "failed", error=str(error)))
+            plans.append(Outlook(item.uri, plan.model, "failed", error=str(error)))
     for one in plans:
         if one.error:
             console.error(one.error)
@@ -261,34 +232,23 @@ def told(plan: "Outlook") -> str:
     return f"{plan.input}: {plan.model} on {plan.device}, {pieces}{about}"
 
 
-def outputs(found: "Found", index: int, plan: "Plan") -> list[Path]:
+def outputs(item: "Item", plan: "Plan") -> list[Path]:
     """Where the stems of a song go, as far as that is known before the model is loaded."""
     from sepcli.inference.files import sources_of, stem_path, stems_of
 
     sources = sources_of(plan)
     names = ["stem"] if sources is None else list(stems_of(plan, sources))
-    return [stem_path(found, index, plan, name, plan.format) for name in names]
+    return [stem_path(item.found, item.index, plan, name, plan.format) for name in names]
 
 
-def check_formats(songs: "Sequence[Found]", plan: "Plan") -> None:
+def check_formats(items: "Sequence[Item]", plan: "Plan") -> None:
     """Refuse a format that cannot hold the stems of every song, before anything is done. Raises UsageError."""
     from sepcli.audio.read import open_song
-    from sepcli.inference.files import finished, form_of
+    from sepcli.inference.files import form_of, sidecar_path
 
-    for index, found in enumerate(songs, 1):
+    for item in items:
         try:
-            if finished(found, index, plan) is None:
-                form_of(open_song(found.path), plan)
+            if not sidecar_path(item.found, item.index, plan).exists():
+                form_of(open_song(item.found.path), plan)
         except AudioError:
             continue  # it fails when its turn comes
-
-
-def listed(path: Path | None) -> list[Path]:
-    """The paths of --input-list, one a line; empty lines are passed over. Raises UsageError."""
-    if path is None:
-        return []
-    try:
-        lines = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"--input-list {path}: cannot be read: {error.strerror}") from error
-    return [Path(os.fsdecode(line)) for line in lines.splitlines() if line.strip()]

@@ -98,9 +98,8 @@ class Runner:
             else:
                 shorter = memory and self.shorten()
                 if not shorter and self.device.type == "cpu":
-                    raise AudioError(
-                        f"out of memory, and pieces of {self.model.segment:g} s cannot be shorter", "free some memory"
-                    ) from error
+                    what = f"out of memory, and pieces of {self.model.segment:g} s cannot be shorter"
+                    raise AudioError(what, "free some memory", reason="memory") from error
                 if not shorter:
                     self.fall_back(error)
         if shorter:

@@ -66,6 +66,8 @@ class Plan:
     offline: bool = False
     require_digest: bool = False
     licence: str = "any"
+    destination: str = ""  # an address of object storage: the stems are made in `scratch`, then sent there
+    scratch: Path | None = None
 
     @property
     def model_name(self) -> str:
@@ -99,6 +101,10 @@ class Record:
     speed: float | None = None
     gain: float | Mapping[str, float] = 1.0
     warnings: list[str] = field(default_factory=list)
+    reason: str | None = None  # the class of a failure: decode, nan, memory, io, fault
+    device: str | None = None
+    spent: float = 0.0  # seconds that it took
+    digests: dict[str, str] = field(default_factory=dict)  # sha256 of each stem, where a journal is kept
 
     def document(self) -> dict[str, Any]:
         """The record as plain data."""
@@ -266,7 +272,7 @@ def separate_song(
     stems = stems_of(plan, bag.sources)
     targets = {stem: stem_path(found, index, plan, stem, form.extension) for stem in stems}
     if plan.existing == "error" and (there := [path for path in targets.values() if path.exists()]):
-        raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out")
+        raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out", reason="io")
     record = Record(str(found.path), plan.model)
     facts = facts_of(found, song, plan, bag, form, rate)
 
@@ -306,6 +312,7 @@ def separate_song(
     record.seconds = (clip.frames or 0) / song.sample_rate
     spent = time.monotonic() - began
     record.status, record.gain, record.speed = "done", written.gain, round(record.seconds / spent, 3)
+    record.device, record.spent = devices_of(bag), round(spent, 3)
     record.stems = {stem: str(path) for stem, path in written.paths.items()}
     record.warnings = warnings_of(song, form, rate, plan, bag, written)
     for warning in record.warnings:
@@ -319,21 +326,31 @@ def finished(found: Found, index: int, plan: Plan) -> Record | None:
     if plan.existing != "skip":
         return None
     sidecar = sidecar_path(found, index, plan)
-    if not sidecar.exists() or (made := finished_set(sidecar, set_key(found, plan))) is None:
+    if not sidecar.exists() or (made := finished_set(sidecar, set_key(digest_of_file(found.path), plan))) is None:
         return None
+    return skipped(str(found.path), plan, made, str(sidecar.parent))
+
+
+def skipped(name: str, plan: Plan, made: Mapping[str, Any], folder: str) -> Record:
+    """The record of a finished set, which a sidecar in `folder` tells of."""
     return Record(
-        str(found.path),
+        name,
         plan.model,
         status="skipped",
-        stems={stem: str(sidecar.parent / file["path"]) for stem, file in made["stems"].items()},
+        stems={stem: f"{folder}/{file['path']}" for stem, file in made["stems"].items()},
         seconds=made["frames"] / made["format"]["sample_rate"],
         gain=made["gain"],
         warnings=made.get("warnings", []),
     )
 
 
-def set_key(found: Found, plan: Plan) -> str:
-    """A digest of all that decides a set's samples: input, weights, settings. Raises AudioError."""
+def digests_of(record: Record) -> dict[str, str]:
+    """The sha256 of each stem of a finished record. Raises AudioError."""
+    return {stem: digest_of_file(Path(path)) for stem, path in record.stems.items()}
+
+
+def set_key(source: str, plan: Plan) -> str:
+    """A digest of all that decides a set's samples: the input's sha256, weights, settings. Raises AudioError."""
     weights = [
         (
             candidate.model,
@@ -344,7 +361,12 @@ def set_key(found: Found, plan: Plan) -> str:
         for candidate in candidates(plan.model, plan.bag_weights)
     ]
     settings = {name: getattr(plan, name) for name in DECIDES}
-    return key_of(digest_of_file(found.path), weights, settings)
+    return key_of(source, weights, settings)
+
+
+def settings_key(plan: Plan) -> str:
+    """A digest of all that decides a batch's results beside its inputs: weights, settings, where they go."""
+    return set_key(f"{plan.out} {plan.destination}", plan)
 
 
 def check_disk(found: Found, plan: Plan, form: "Format", rate: int, clip: "Clip", stems: int) -> None:
@@ -362,7 +384,7 @@ def check_disk(found: Found, plan: Plan, form: "Format", rate: int, clip: "Clip"
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"{found.path}: its stems want {needed / 2**20:,.0f} MiB on the way, {folder} has {free / 2**20:,.0f}"
-        raise AudioError(what, "free some space, or choose another --out")
+        raise AudioError(what, "free some space, or choose another --out", reason="io")
 
 
 def unchanged(blocks: Iterable[T], path: Path, before: os.stat_result) -> Iterator[T]:
@@ -371,14 +393,14 @@ def unchanged(blocks: Iterable[T], path: Path, before: os.stat_result) -> Iterat
     try:
         after = path.stat()
     except OSError as error:
-        raise AudioError(f"{path}: has disappeared while it was read") from error
+        raise AudioError(f"{path}: has disappeared while it was read", reason="io") from error
     if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
-        raise AudioError(f"{path}: has changed while it was read", "run it again")
+        raise AudioError(f"{path}: has changed while it was read", "run it again", reason="io")
 
 
 def named(error: AudioError, path: Path) -> AudioError:
     """An error that says which song it is about, as one of the network or of the disk does not."""
-    return error if str(path) in error.what else AudioError(f"{path}: {error.what}", error.hint)
+    return error if str(path) in error.what else AudioError(f"{path}: {error.what}", error.hint, reason=error.reason)
 
 
 def facts_of(found: Found, song: "Song", plan: Plan, bag: "Bag", form: "Format", rate: int) -> dict[str, Any]:
@@ -387,7 +409,7 @@ def facts_of(found: Found, song: "Song", plan: Plan, bag: "Bag", form: "Format",
 
     settings = {name: getattr(plan, name) for name in DECIDES}
     return {
-        "key": set_key(found, plan),
+        "key": set_key(digest_of_file(found.path), plan),
         "input": {
             "name": song.path.name,
             "sha256": digest_of_file(found.path),

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,12 @@ def digest_of_file(path: Path) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise AudioError(f"{path}: is not a regular file")
+            raise AudioError(f"{path}: is not a regular file", reason="io")
         return _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
     except FileNotFoundError:
-        raise AudioError(f"{path}: no such file") from None
+        raise AudioError(f"{path}: no such file", reason="io") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise AudioError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", reason="io") from error
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -48,12 +48,16 @@ def read_sets(sidecar: Path) -> list[dict[str, Any]]:
     return [record for record in sets if isinstance(record, dict)] if isinstance(sets, list) else []
 
 
-def finished_set(sidecar: Path, key: str) -> dict[str, Any] | None:
-    """The set of this key, if every file of it is there at its size."""
+def size_on_disk(path: Path) -> int:
+    return path.stat().st_size
+
+
+def finished_set(sidecar: Path, key: str, size_of: Callable[[Path], int] = size_on_disk) -> dict[str, Any] | None:
+    """The set of this key, if every file of it is there at its size. `size_of` raises OSError where there is none."""
     for record in read_sets(sidecar):
         try:
             files = record["stems"].values()
-            whole = all((sidecar.parent / file["path"]).stat().st_size == file["bytes"] for file in files)
+            whole = all(size_of(sidecar.parent / file["path"]) == file["bytes"] for file in files)
             if record["key"] == key and whole and {"gain", "frames", "format"} <= record.keys():
                 return record
         except (OSError, KeyError, TypeError, AttributeError):
@@ -76,7 +80,12 @@ def described(sidecar: Path, facts: Mapping[str, Any], written: "Written") -> by
         "peaks": written.peaks,
         "gain": written.gain,
     }
-    text = json.dumps({"schema": 1, "sets": [*others, record]}, indent=1, ensure_ascii=False, allow_nan=False)
+    return text_of([*others, record])
+
+
+def text_of(sets: Sequence[Mapping[str, Any]]) -> bytes:
+    """A sidecar of these sets."""
+    text = json.dumps({"schema": 1, "sets": sets}, indent=1, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", "surrogateescape")
 
 

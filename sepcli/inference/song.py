@@ -141,7 +141,7 @@ def separate_array(
         raise UsageError(f"sample_rate = {sample_rate}: must be at least 1 Hz")
     frames = np.ascontiguousarray(array.T, dtype=np.float32)
     if not np.isfinite(frames).all():
-        raise AudioError("the mixture holds samples that are not finite numbers")
+        raise AudioError("the mixture holds samples that are not finite numbers", reason="nan")
     clip = Clip(
         lambda: (frames[start : start + BLOCK] for start in range(0, len(frames), BLOCK)),
         sample_rate,
@@ -210,7 +210,7 @@ def check_finite(blocks: Iterable[Block], bag: Bag, sources: Sequence[str]) -> I
             row, column = np.argwhere(~np.isfinite(block))[0]
             source = sources[column // bag.channels % len(sources)]
             what = f"{bag.name} gave no numbers for {source} at {(position + row) / bag.sample_rate:.2f} s"
-            raise AudioError(what, "try --precision float32 or --device cpu")
+            raise AudioError(what, "try --precision float32 or --device cpu", reason="nan")
         position += len(block)
         yield block
 

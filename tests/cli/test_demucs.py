@@ -73,7 +73,6 @@ def test_the_help_of_demucs_has_no_other_options() -> None:
     ("arguments", "words"),
     [
         (["--mp3-preset", "2"], "--mp3-preset has no effect"),
-        (["-j", "4"], "-j has no effect"),
         (["--no-split"], "--no-split has no effect"),
         (["--flac", "--float32"], "--float32 has no effect"),
         (["--mp3", "--int24"], "--int24 has no effect"),
