@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,6 +15,8 @@ from sepcli.batch.process import Process
 from sepcli.errors import SepcliError, UsageError
 from sepcli.inference.files import Notice, Progress, Record
 
+DEATHS = 3
+"""How often a song may take its worker with it before it is called failed."""
 Watch = Callable[[Item], AbstractContextManager[Progress]]
 """A context in which an item is shown to be at work; it gives what is called with the seconds done and in all."""
 
@@ -33,12 +35,16 @@ class Feed:
     """The items of a batch, handed out one by one to whoever is free, as long as there is time for them."""
 
     items: deque[Item]
+    model: str
     tell: Callable[[Item, Record], None]
+    notice: Notice
     finished: Callable[[Item], Record | None]
     limits: Limits
     claims: Claims | None = None
     began: float = field(default_factory=time.monotonic)
     others: deque[Item] = field(default_factory=deque)  # items that another process holds
+    orphans: deque[Item] = field(default_factory=deque)  # items whose worker died
+    deaths: Counter[str] = field(default_factory=Counter)
     left: list[Item] = field(default_factory=list)
     done: int = 0
     failed: int = 0
@@ -48,7 +54,12 @@ class Feed:
 
     @property
     def over(self) -> bool:
-        return not self.items and not self.others
+        return not self.items and not self.others and not self.orphans
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks at what others hold."""
+        return self.claims.pause if self.claims else 1.0
 
     @property
     def remaining(self) -> float | None:
@@ -57,6 +68,8 @@ class Feed:
 
     def take(self) -> Item | None:
         """The next item to be worked at; None when there is none just now, or none any more."""
+        if self.orphans:
+            return self.orphans.popleft()
         for _ in range(len(self.items)):
             item = self.items.popleft()
             if (record := self.finished(item)) is not None:
@@ -87,6 +100,18 @@ class Feed:
             return True
         expected = self.longest if item.seconds is None else item.seconds * self.slowest
         return remaining > expected
+
+    def orphan(self, item: Item, how: str, reason: str) -> Record | None:
+        """The worker of an item has died: it is taken again, unless it has a record now."""
+        self.deaths[item.uri] += 1
+        if self.deaths[item.uri] >= DEATHS:
+            what = f"{item.uri}: its worker {how}, {DEATHS} times; is there too little memory? try fewer workers"
+            return Record(item.uri, self.model, error=what, reason=reason)
+        if self.stopped or not self.time_for(item):
+            return Record(item.uri, self.model, status="left")
+        self.notice(f"{item.uri}: its worker {how}; a new one begins it again")
+        self.orphans.append(item)
+        return None
 
     def finish(self, item: Item, record: Record) -> None:
         """An item has its record."""
@@ -125,8 +150,8 @@ def loop(process: Process, watch: Watch) -> Engine:
                 yield item, record
             elif feed.over:
                 return
-            elif feed.claims:
-                time.sleep(feed.claims.pause)
+            else:
+                time.sleep(feed.pause)
 
     return engine
 
@@ -151,7 +176,7 @@ def run(
             journal.record(item, record)
         tell(record)
 
-    feed = Feed(deque(items), told, finished, limits, claims)
+    feed = Feed(deque(items), model, told, notice, finished, limits, claims)
     for problem in problems:
         tell(Record(str(problem), model, error=str(problem), reason="io"))
         feed.fail()

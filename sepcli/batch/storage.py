@@ -47,7 +47,9 @@ def open_storage(uri: str) -> tuple[Any, str]:
 
         return url_to_fs(uri)  # type: ignore[no-any-return]
     except ImportError as error:
-        raise UsageError(f"{uri}: {error}", "pip install 'sepcli[cloud]'") from None
+        raise UsageError(
+            f"{uri}: {error}", "pip install 'sepcli[cloud]' brings what s3://, gs:// and https:// want"
+        ) from None
     except ValueError as error:
         raise UsageError(f"{uri}: {error}", "give it as s3://BUCKET/…, gs://… or https://…") from None
 
@@ -89,8 +91,10 @@ def find_remote(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], l
         if not pattern and PurePath(path).suffix.lower() in AUDIO_SUFFIXES:
             found.setdefault(entry.uri, entry)
             continue
-        depth = None if recursive else 1
-        search = partial(fs.glob, path) if pattern else partial(fs.find, path, maxdepth=depth)
+        if pattern:
+            search = partial(fs.glob, path)
+        else:  # find() of one level would hide what is refused
+            search = partial(fs.find, path) if recursive else partial(fs.ls, path, detail=False)
         try:
             names = patiently(search, entry.uri)
         except AudioError as error:
@@ -117,14 +121,16 @@ def check_destination(uri: str) -> None:
     if fs.protocol in ("http", ("http", "https")):
         raise UsageError(f"--out {uri}: stems cannot be written there", "use s3://, gs:// or a folder")
     bucket = path.split("/")[0]
-    try:
-        fs.ls(bucket, refresh=True)
-    except FileNotFoundError:
-        raise UsageError(f"--out {uri}: there is no {bucket}", "make the bucket first") from None
-    except PermissionError:
-        pass  # listing may be refused where writing is not
-    except Exception as error:  # every storage raises its own
-        raise UsageError(f"--out {uri}: {told(error)}", "is the storage there, with the right keys?") from error
+
+    def look() -> None:
+        with suppress(PermissionError):  # listing may be refused where writing is not
+            fs.ls(bucket, refresh=True)
+
+    if bucket:
+        try:
+            patiently(look, f"--out {uri}")
+        except AudioError as error:
+            raise UsageError(error.what, "make the bucket first, and see that its keys are known here") from error
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -21,8 +21,6 @@ from sepcli.batch.run import Engine, Feed, Watch
 from sepcli.errors import SepcliError, UsageError
 from sepcli.inference.files import Notice, Plan, Progress, Record
 
-DEATHS = 3
-"""How often a song may take its worker with it before it is called failed."""
 UNBORN = 20
 """How many workers may die one after the other without a word."""
 EVERY = 0.2
@@ -86,8 +84,6 @@ class Crew:
     digests: bool
     debug: bool
     workers: list[Worker] = field(default_factory=list)
-    again: deque[Item] = field(default_factory=deque)  # items whose worker died
-    deaths: Counter[str] = field(default_factory=Counter)
     unborn: int = 0  # deaths since a worker last said that it is there
 
     @property
@@ -97,8 +93,7 @@ class Crew:
     def hand_out(self, feed: Feed) -> None:
         """An item to everyone who has none, as far as there are any."""
         while idle := next((worker for worker in self.workers if worker.item is None), None) or self.free:
-            item = self.again.popleft() if self.again else feed.take()
-            if item is None:
+            if (item := feed.take()) is None:
                 return
             worker = idle if isinstance(idle, Worker) else self.start()
             worker.give(item, feed.remaining, self.watch)
@@ -116,7 +111,7 @@ class Crew:
 
     def hear(self, feed: Feed) -> Iterator[tuple[Item, Record]]:
         """What the workers say next: the records among it. Raises SepcliError."""
-        ready = wait([worker.pipe for worker in self.busy], feed.claims.pause if feed.claims else None)
+        ready = wait([worker.pipe for worker in self.busy], feed.pause)
         for worker in [worker for worker in self.busy if worker.pipe in ready]:
             try:
                 kind, value = worker.pipe.recv()
@@ -144,17 +139,10 @@ class Crew:
         self.unborn += 1
         if self.unborn > UNBORN:
             raise SepcliError("the workers do not start", "try without --jobs, with --debug")
-        self.deaths[item.uri] += 1
         code = worker.process.exitcode or 0
-        how = f"{item.uri}: its worker {f'was killed by signal {-code}' if code < 0 else f'ended with code {code}'}"
-        if self.deaths[item.uri] >= DEATHS:
-            what = f"{how}, {DEATHS} times; is there too little memory? try fewer --jobs"
-            yield item, Record(item.uri, self.plan.model, error=what, reason="memory" if code < 0 else "fault")
-        elif feed.stopped or not feed.time_for(item):
-            yield item, Record(item.uri, self.plan.model, status="left")
-        else:
-            self.notice(f"{how}; a new one begins it again")
-            self.again.append(item)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if (record := feed.orphan(item, how, "memory" if code < 0 else "fault")) is not None:
+            yield item, record
 
     def dismiss(self) -> None:
         """End all workers: those at work clean up first."""
@@ -182,7 +170,7 @@ def pool(plan: Plan, devices: Sequence[str], watch: Watch, notice: Notice, *, di
                 elif feed.over:
                     return
                 else:
-                    time.sleep(feed.claims.pause if feed.claims else EVERY)
+                    time.sleep(feed.pause)
         finally:
             crew.dismiss()
 

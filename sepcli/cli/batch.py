@@ -34,6 +34,8 @@ class Options:
     jobs: int = 1
     claim: Path | None = None
     lease: str = "2m"
+    engine: str = "local"
+    address: str | None = None
     json: bool = False
 
 
@@ -66,6 +68,8 @@ def separate_all(
         options.max_failures or "",
     )
     lease = seconds_of(options.lease, "--lease")
+    if options.address is not None and options.engine != "ray":
+        raise UsageError(f"--address {options.address}: goes with --engine ray")
     with ExitStack() as ends:
         show, engine = engine_of(items, plan, options)
         journal = claims = None
@@ -109,6 +113,11 @@ def engine_of(items: "Sequence[Item]", plan: "Plan", options: Options) -> "tuple
             yield meter
 
     devices = devices_of(plan.device, options.jobs)[: max(1, len(items))]
+    if options.engine == "ray":
+        from sepcli.batch.cluster import actors
+
+        engine = actors(plan, devices, options.address, watch, console.notice, digests=digests, debug=debug)
+        return several(len(items), options.json), engine
     if len(devices) == 1:
         one = replace(plan, device=devices[0])
         process = processor(one, notice=console.notice, downloads=console.downloads, digests=digests, debug=debug)
@@ -118,6 +127,49 @@ def engine_of(items: "Sequence[Item]", plan: "Plan", options: Options) -> "tuple
         plan = replace(plan, threads=threads)
     engine = pool(plan, devices, watch, console.notice, digests=digests, debug=debug)
     return several(len(items), options.json), engine
+
+
+def write_script(context: typer.Context, plan: "Plan", options: Options) -> None:
+    """--engine slurm: write the script of an array of shards of this call, and say how to submit it. Raises UsageError.
+
+    The call is what was given, without what each task has of its own.
+    """
+    from sepcli.batch.run import seconds_of
+    from sepcli.batch.slurm import script
+
+    if options.shard or options.journal:
+        raise UsageError("--engine slurm: each task has a shard and a journal of its own", "leave out both options")
+    if options.jobs < 2:
+        raise UsageError("--engine slurm: how many tasks?", "say it with --jobs, as -j 16")
+    words = ["sepcli", "separate"]
+    for option in context.command.params:
+        value = context.params[option.name or ""]
+        given = context.get_parameter_source(option.name or "")
+        if given is None or given.name != "COMMANDLINE" or option.name in ("engine", "jobs", "journal", "address"):
+            continue
+        if option.param_type_name == "argument":
+            words += map(str, value)
+        elif getattr(option, "is_flag", False):
+            words.append(option.opts[0] if value else option.secondary_opts[0])
+        else:
+            words += [option.opts[0], str(value)]
+    text = script(
+        words,
+        tasks=options.jobs,
+        folder=str(Path.cwd()),
+        logs="sepcli-array",
+        gpu=plan.device != "cpu",
+        seconds=None if options.max_time is None else seconds_of(options.max_time, "--max-time"),
+        cores=plan.threads or 4,
+    )
+    place = Path("sepcli-array.sh")
+    try:
+        Path("sepcli-array").mkdir(exist_ok=True)  # for the logs and journals, which SLURM does not make
+        place.write_text(text)
+    except OSError as error:
+        raise UsageError(f"--engine slurm: {place} cannot be written: {error.strerror}") from error
+    console.result(str(place))
+    console.notice(f"look at its #SBATCH lines, then: sbatch {place}; later: sepcli batch status sepcli-array/*.jsonl")
 
 
 @contextmanager

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from sepcli.cli import console
-from sepcli.errors import ModelError
+from sepcli.errors import AudioError, ModelError, UsageError
 
-app = typer.Typer(help="Look at songs with stems, and make more of them.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    help="Look at songs, with stems or without, and make more of them.", rich_markup_mode=None, no_args_is_help=True
+)
 
 
 @app.command("check")
@@ -121,3 +123,45 @@ def fetch(
     if failed:
         what = f"{len(failed)} of {len(sources.recordings)} recordings could not be had"
         raise ModelError(what, f"run `sepcli data fetch {name}` again: what is there stays")
+
+
+@app.command("scan")
+def scan(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Songs, folders, 'patterns', addresses.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The list to write.")] = Path("list.jsonl"),
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into the folders of folders too.")] = False,
+    digests: Annotated[
+        bool, typer.Option("--digests/--no-digests", help="Read each file through for its sha256.")
+    ] = True,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for songs fetched from an address. [default: the system's]")
+    ] = None,
+    _quiet: console.Quiet = False,
+    _verbose: console.Verbose = False,
+    _debug: console.Debug = False,
+) -> None:
+    """Write a list of songs for --input-list: a JSON line each with uri, seconds, rate, channels, bytes, digest.
+
+    Exit 1 where a song cannot be read; the others are listed.
+    """
+    from sepcli.batch.manifest import write_rows
+    from sepcli.batch.scan import find_all
+    from sepcli.batch.scan import scan as look
+
+    items, problems = find_all(inputs, recursive)
+    rows = []
+    with console.bar.over("songs") as meter:
+        for found in look(items, scratch, digests, meter):
+            if isinstance(found, AudioError):
+                problems.append(found)
+            else:
+                rows.append(found)
+    for problem in problems:
+        console.error(str(problem))
+    try:
+        out.write_text("".join(f"{line}\n" for line in write_rows(rows)), encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
+    console.result(str(out))
+    console.notice(f"{len(rows)} songs, {sum(row['seconds'] for row in rows) / 3600:.2f} hours")
+    raise typer.Exit(1 if problems else 0)

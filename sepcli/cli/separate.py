@@ -1,6 +1,7 @@
 """`sepcli separate`: songs into stems."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,15 +20,17 @@ TEMPLATE = "{model}/{reldir}/{track}/{stem}.{ext}"
 
 
 def separate(
+    context: typer.Context,
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT…", help="Songs, and folders of songs.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="INPUT…", help="Songs and folders of songs; addresses too.", show_default=False),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-n", "-m", help="A name, a file, or several joined by commas (a bag).")
     ] = DEFAULT,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that the template is relative to.")] = Path(
-        "separated"
-    ),
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Folder or address (s3://…) that the template is relative to.")
+    ] = "separated",
     filename: Annotated[
         str,
         typer.Option(help="Template of the stems' paths below --out; also {index}. No model folder is put before it."),
@@ -131,6 +134,16 @@ def separate(
         Path | None, typer.Option(help="Folder through which processes of several machines share one list.")
     ] = None,
     lease: Annotated[str, typer.Option(help="How long a claim holds whose process does not stir.")] = "2m",
+    engine: Annotated[
+        Literal["local", "ray", "slurm"],
+        typer.Option(help="local: here; ray: on a Ray cluster; slurm: write the script of an array of --jobs tasks."),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster. [default: RAY_ADDRESS, else one that is started here]")
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for what is on its way to or from an address. [default: the system's]")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done with each input, and what it would take.")
     ] = False,
@@ -147,7 +160,7 @@ def separate(
     The stems of a song lie in separated/MODEL/SONG/ and have its sample rate, length and channels.
     """
     from sepcli.audio.paths import clashes
-    from sepcli.batch.manifest import Item, find_items, read_list
+    from sepcli.batch.manifest import Item, find_items, is_remote, read_list
     from sepcli.inference.files import Plan, check_plan
 
     console.state.progress = progress
@@ -155,7 +168,9 @@ def separate(
         raise UsageError("--quality and --overlap exclude each other", "give one of them")
     plan = Plan(
         model=model,
-        out=out,
+        out=Path(out),
+        destination=out if is_remote(out) else "",
+        scratch=scratch,
         filename=filename,
         stems=tuple(dict.fromkeys(name.strip() for name in stems.split(",") if name.strip())),
         two_stems=two_stems,
@@ -186,10 +201,17 @@ def separate(
         licence=licence,
     )
     check_plan(plan)
-    options = batch.Options(shard, max_time, max_failures, journal, jobs, claim, lease, json)
+    options = batch.Options(shard, max_time, max_failures, journal, jobs, claim, lease, engine, address, json)
+    if engine == "slurm":
+        batch.write_script(context, plan, options)
+        return
     entries, problems = read_list(input_list) if input_list else ([], [])
     items, more = find_items([*map(Item, inputs or []), *entries], recursive)
     clashes((item.found.path, outputs(item, plan)) for item in items)
+    if plan.destination:
+        from sepcli.batch.storage import check_destination
+
+        check_destination(plan.destination)
     mine = batch.my_shard(items, options)
     if container != "wav":
         check_formats(mine, plan)
@@ -200,10 +222,15 @@ def separate(
 
 def tell_all(items: "Sequence[Item]", problems: Iterable[AudioError], plan: "Plan", *, as_json: bool) -> int:
     """--dry-run: what would be done with each input. Returns the exit code that the real call would begin with."""
+    from sepcli.batch.workers import devices_of
     from sepcli.inference.forecast import Outlook, outlook
 
+    plan = replace(plan, device=devices_of(plan.device, 1)[0])
     plans = [Outlook(str(problem), plan.model, "failed", error=str(problem)) for problem in problems]
     for item in items:
+        if item.remote or plan.destination:  # nothing is fetched to be looked at
+            plans.append(Outlook(item.uri, plan.model, device=plan.device))
+            continue
         try:
             plans.append(outlook(item.found, item.index, plan))
         except AudioError as error:
@@ -248,7 +275,7 @@ def check_formats(items: "Sequence[Item]", plan: "Plan") -> None:
 
     for item in items:
         try:
-            if not sidecar_path(item.found, item.index, plan).exists():
+            if not item.remote and not sidecar_path(item.found, item.index, plan).exists():
                 form_of(open_song(item.found.path), plan)
         except AudioError:
             continue  # it fails when its turn comes
