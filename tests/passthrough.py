@@ -54,8 +54,13 @@ def save(path: Path, shares: dict[str, float] = SHARES, **changes: Any) -> Path:
     return path
 
 
-if __name__ in ("__main__", "__mp_main__"):  # the command, and what its workers begin with
+def install() -> None:
+    """Make this architecture known, in processes that others start."""
     models.find = find
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the command, and what its workers begin with
+    install()
 
 if __name__ == "__main__":
     from sepcli.cli import main

@@ -143,10 +143,11 @@ def write_script(context: typer.Context, plan: "Plan", options: Options) -> None
         raise UsageError("--engine slurm: how many tasks?", "say it with --jobs, as -j 16")
     words = ["sepcli", "separate"]
     for option in context.command.params:
-        value = context.params[option.name or ""]
-        given = context.get_parameter_source(option.name or "")
-        if given is None or given.name != "COMMANDLINE" or option.name in ("engine", "jobs", "journal", "address"):
+        name = option.name or ""
+        given = context.get_parameter_source(name)
+        if name not in context.params or name in ("engine", "jobs") or given is None or given.name != "COMMANDLINE":
             continue
+        value = context.params[name]
         if option.param_type_name == "argument":
             words += map(str, value)
         elif getattr(option, "is_flag", False):

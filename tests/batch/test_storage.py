@@ -12,9 +12,7 @@ import pytest
 from sepcli.batch import storage
 from sepcli.errors import AudioError, UsageError
 from tests.batch.s3 import Door
-from tests.cli.conftest import sepcli, song, weights
 
-__all__ = ["sepcli", "song", "weights"]
 pytest.importorskip("s3fs", reason="the extra `cloud` is not installed")
 pytest.importorskip("moto", reason="the S3 server is part of the extra `dev`")
 

@@ -1,0 +1,58 @@
+"""`sepcli data scan`: what it writes, and that `sepcli separate` reads it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from sepcli.cli import run
+
+
+@pytest.fixture
+def songs(song, tmp_path: Path) -> list[Path]:
+    return [
+        song("in/a.wav", seconds=0.5),
+        song("in/deep/b.flac", seconds=0.25, rate=48000, channels=1),
+        song("in/c.ogg", seconds=0.3),
+    ]
+
+
+def rows(path: Path) -> dict[str, dict]:
+    return {Path(row["uri"]).name: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def test_a_list_holds_what_is_known_of_each_song(sepcli, songs, tmp_path: Path) -> None:
+    assert run(["data", "scan", "in", "-r", "-o", "list.jsonl"]) == 0
+    found = rows(tmp_path / "list.jsonl")
+    assert found["b.flac"] == {
+        "uri": "in/deep/b.flac",
+        "seconds": 0.25,
+        "rate": 48000,
+        "channels": 1,
+        "bytes": songs[1].stat().st_size,
+        "digest": hashlib.sha256(songs[1].read_bytes()).hexdigest(),
+        "reldir": "deep",
+    }
+    assert found["c.ogg"]["seconds"] == 0.3
+    done = sepcli("--input-list", "list.jsonl", "--shard", "1/2", "--json")
+    assert done.code == 0
+    assert "unknown length" not in done.err
+    assert [Path(json.loads(line)["input"]).name for line in done.lines] == ["a.wav"]
+    assert sepcli("--input-list", "list.jsonl", "--out", "listed").code == 0
+    assert (tmp_path / "listed/pass/deep/b/vocals.wav").exists()
+
+
+def test_patterns_are_searched_and_digests_may_be_left_out(sepcli, songs, tmp_path: Path) -> None:
+    assert run(["data", "scan", "in/**/*.flac", "in/a.wav", "--no-digests", "-o", "list.jsonl"]) == 0
+    found = rows(tmp_path / "list.jsonl")
+    assert sorted(found) == ["a.wav", "b.flac"]
+    assert "digest" not in found["a.wav"]
+
+
+def test_what_cannot_be_read_is_told_and_the_others_listed(sepcli, songs, tmp_path: Path) -> None:
+    (tmp_path / "in/bad.wav").write_bytes(b"no sound")
+    assert run(["data", "scan", "in", "-o", "list.jsonl"]) == 1
+    assert sorted(rows(tmp_path / "list.jsonl")) == ["a.wav", "c.ogg"]
+    assert run(["data", "scan", "nothing", "-o", "list.jsonl"]) == 2
+    assert run(["data", "scan", "in/a.wav", "-o", "no/such/folder.jsonl"]) == 2
