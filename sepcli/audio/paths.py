@@ -1,5 +1,6 @@
 """Which files are songs, and where each stem goes."""
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,6 +83,7 @@ def track_name(path: Path) -> str:
     return stem[: -len(".stem")] if stem.lower().endswith(".stem") and len(stem) > len(".stem") else stem
 
 
+@functools.cache
 def check_template(template: str) -> None:
     """Raise UsageError where a template has an unknown field, a stray brace, or lacks `{stem}`."""
     fields = [name for _, name in _parts(template) if name is not None]
@@ -136,7 +138,7 @@ def clashes(outputs: Iterable[tuple[Path, Iterable[Path]]]) -> None:
     for song, paths in pairs:
         mine: set[str] = set()
         for path in paths:
-            key = _key(path)
+            key = os.path.join(_folder(path.parent), path.name).casefold()  # noqa: PTH118 - half a million times
             if key in songs:
                 raise UsageError(f"{song}: its output {path} is the input {songs[key]}", "choose another --filename")
             other = owner.setdefault(key, song)
@@ -149,6 +151,12 @@ def _key(path: Path) -> str:
     return os.path.realpath(path).casefold()
 
 
+@functools.lru_cache(maxsize=10_000)
+def _folder(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+@functools.cache
 def _parts(template: str) -> list[tuple[str, str | None]]:
     """A template as pairs of text and the field that follows it; the last field is None."""
     pieces = re.split(r"\{([^{}]*)\}", template)

@@ -1,6 +1,6 @@
 """`sepcli separate`: songs into stems."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -207,7 +207,7 @@ def separate(
         return
     entries, problems = read_list(input_list) if input_list else ([], [])
     items, more = find_items([*map(Item, inputs or []), *entries], recursive)
-    clashes((item.found.path, outputs(item, plan)) for item in items)
+    clashes(outputs(items, plan))
     if plan.destination:
         from sepcli.batch.storage import check_destination
 
@@ -259,13 +259,14 @@ def told(plan: "Outlook") -> str:
     return f"{plan.input}: {plan.model} on {plan.device}, {pieces}{about}"
 
 
-def outputs(item: "Item", plan: "Plan") -> list[Path]:
-    """Where the stems of a song go, as far as that is known before the model is loaded."""
+def outputs(items: "Sequence[Item]", plan: "Plan") -> "Iterator[tuple[Path, list[Path]]]":
+    """Each song with where its stems go, as far as that is known before the model is loaded."""
     from sepcli.inference.files import sources_of, stem_path, stems_of
 
     sources = sources_of(plan)
     names = ["stem"] if sources is None else list(stems_of(plan, sources))
-    return [stem_path(item.found, item.index, plan, name, plan.format) for name in names]
+    for item in items:
+        yield item.found.path, [stem_path(item.found, item.index, plan, name, plan.format) for name in names]
 
 
 def check_formats(items: "Sequence[Item]", plan: "Plan") -> None:

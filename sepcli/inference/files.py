@@ -69,7 +69,7 @@ class Plan:
     destination: str = ""  # an address of object storage: the stems are made in `scratch`, then sent there
     scratch: Path | None = None
 
-    @property
+    @functools.cached_property
     def model_name(self) -> str:
         """The model as it stands in paths: the name, or the file's (a run's best.safetensors: the run's)."""
         names = []
