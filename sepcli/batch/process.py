@@ -20,6 +20,7 @@ from sepcli.inference.files import (
     separate_song,
     sidecar_path,
 )
+from sepcli.inference.memory import keep
 
 Process = Callable[[Item, float | None, Progress], Record]
 
@@ -39,8 +40,10 @@ def processor(
     """process(item, seconds it may take or None, progress) -> its record, with `digests` of the stems if wanted.
 
     The model is loaded for the first item that needs one, and kept. Whatever is wrong with an item becomes its record;
-    UsageError and ModelError are raised, since no other item would do better.
+    UsageError and ModelError are raised, since no other item would do better. Freed memory stays with the process from
+    here on: it is an engine's own.
     """
+    keep()
     load = loader(plan, notice, downloads)
 
     def process(item: Item, allowed: float | None, progress: Progress) -> Record:
