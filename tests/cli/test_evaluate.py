@@ -154,6 +154,8 @@ def test_data_takes_several_folders_and_two_songs_of_one_name_are_named(call: Ca
         (("--mixture", "--data", "data", "--frame", "0"), "--frame 0: must be a positive number of seconds"),
         (("--mixture", "--data", "data", "--museval-exact", "--silence", "score"), "--museval-exact and --silence"),
         (("--mixture", "--data", "data", "--museval-json", "x", "--metrics", "sdr"), "--museval-json needs ISR"),
+        (("--mixture", "--data", "data", "--museval-exact", "--metrics", "si-sdr"), "--museval-exact and --metrics"),
+        (("--mixture", "--data", "data", "--device", "tpu"), "--device tpu: not a device"),
         (("--mixture", "--data", "data", "--song", "x.wav"), "--song and --html go with --report"),
         (("compare", "a.json"), "compare needs two results or more"),
         (("compare", "a.json", "b.json"), "a.json: cannot be read"),
