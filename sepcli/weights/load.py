@@ -20,7 +20,7 @@ from sepcli.weights.fetch import cached, digest_of, fetch, is_remote, proven_dig
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
-from sepcli.weights.trainer import by_keys, config_beside, is_config, with_config
+from sepcli.weights.trainer import by_keys, config_beside, heads_of, is_config, with_config
 from sepcli.weights.votes import check_source, is_path, weights_file
 
 BROKEN = (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, ArithmeticError, LookupError, AttributeError)
@@ -160,15 +160,16 @@ def completed(
 
     With the name of the architecture where one is still to be looked up. Raises ModelError.
     """
-    config = Path(architecture) if architecture is not None and is_config(architecture) else None
-    if config is None and architecture is None and not published.klass:
-        config = config_beside(path)
-    if config is not None:
+    if architecture is not None:
+        told = with_config(published, Path(architecture), str(path)) if is_config(architecture) else published
+        return told, None if is_config(architecture) else architecture
+    if published.klass or not heads_of(published):
+        return published, None
+    if (config := config_beside(path)) is not None:
         return with_config(published, config, str(path)), None
-    if architecture is None and not published.klass and (told := by_keys(published, str(path))) is not None:
-        notice(f"{path}: no yaml beside it; {told[1]} are taken for granted")
-        return told[0], None
-    return published, architecture
+    told, words = by_keys(published, str(path))
+    notice(f"{path}: no yaml beside it; {words} are taken for granted")
+    return told, None
 
 
 def known_by(digest: str) -> tuple[Entry, FileSpec] | None:

@@ -99,15 +99,13 @@ def with_config(published: Published, config: Path, where: str) -> Published:
     return replace(published, klass=klass, carried=normal(model, klass) | traits | {"segment": seconds(chunk, rate)})
 
 
-def by_keys(published: Published, where: str) -> tuple[Published, str] | None:
-    """A RoFormer told by its names and shapes, with what cannot be told so taken from the usual; and that in words.
+def by_keys(published: Published, where: str) -> tuple[Published, str]:
+    """A RoFormer's file as its names and shapes tell it, with what they do not tell as usual; and that in words.
 
-    None for anything else. Raises ModelError where nothing is usual.
+    Raises ModelError where nothing is usual, or names are missing.
     """
     heads = heads_of(published)
     shapes = {name: tuple(tensor.shape) for name, tensor in published.tensors.items()}
-    if not heads:
-        return None
     if heads not in STATED:
         what = f"{where}: a RoFormer of {heads} sources, whose names it does not hold"
         raise ModelError(what, f"put its yaml beside it as {Path(where).with_suffix('.yaml').name}")

@@ -248,7 +248,8 @@ def test_heads_that_are_not_the_sources_are_told(tmp_path: Path) -> None:
 
 
 def test_keys_of_another_family_are_told(tmp_path: Path) -> None:
-    line = refused(write(tmp_path, nn.Linear(2, 2), x=yaml(ALONE, heads=1)))
+    weights = write(tmp_path, nn.Linear(2, 2), x=yaml(ALONE, heads=1))
+    line = refused(weights, architecture=str(tmp_path / "x.yaml"))
     assert "does not fit roformer.RoFormer: missing" in line
     assert "unexpected weight, bias" in line
     line = refused(write(tmp_path, ours("vocals", **BS), x=yaml(ALONE, heads=1)))
