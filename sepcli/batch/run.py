@@ -46,7 +46,6 @@ class Feed:
     orphans: deque[Item] = field(default_factory=deque)  # items whose worker died
     deaths: Counter[str] = field(default_factory=Counter)
     left: list[Item] = field(default_factory=list)
-    done: int = 0
     failed: int = 0
     stopped: bool = False
     slowest: float = 0.0  # seconds that a second of song took, at most

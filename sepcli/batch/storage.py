@@ -157,7 +157,7 @@ class Destination:
         patiently(bring, self.uri(sidecar))
 
     def size_of(self, path: Path) -> int:
-        """Raises AudioError; OSError where there is none."""
+        """How large the file is that lies in a path's place; -1 where there is none. Raises AudioError."""
         fs, place = open_storage(self.uri(path))
 
         def look() -> int:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at the journals of large runs.", rich_markup_mode=None, no_args_is_help=True)
 
+LEASE = "2m"
+"""How long a claim holds where --lease does not say it."""
 Journals = Annotated[list[Path], typer.Argument(metavar="JOURNAL…", help="Files that --journal wrote.")]
 
 
@@ -33,7 +35,7 @@ class Options:
     journal: Path | None = None
     jobs: int = 1
     claim: Path | None = None
-    lease: str = "2m"
+    lease: str | None = None
     engine: str = "local"
     address: str | None = None
     json: bool = False
@@ -54,9 +56,7 @@ def my_shard(items: "Sequence[Item]", options: Options) -> "list[Item]":
     return mine
 
 
-def separate_all(
-    items: "Sequence[Item]", problems: Sequence[SepcliError], plan: "Plan", options: Options, shard: str | None = None
-) -> int:
+def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan: "Plan", options: Options) -> int:
     """Separate the songs of a list; what fails is told, and the others go on. Returns the exit code."""
     from sepcli.batch.journal import Journal
     from sepcli.batch.process import finder
@@ -67,14 +67,18 @@ def separate_all(
         None if options.max_failures is None else failures_of(options.max_failures, len(items)),
         options.max_failures or "",
     )
-    lease = seconds_of(options.lease, "--lease")
+    lease = seconds_of(options.lease or LEASE, "--lease")
+    if options.lease is not None and options.claim is None:
+        raise UsageError(f"--lease {options.lease}: goes with --claim")
+    if plan.scratch is not None and not plan.destination and not any(item.remote for item in items):
+        raise UsageError(f"--scratch {plan.scratch}: no song and no stem lies at an address", "leave it out")
     if options.address is not None and options.engine != "ray":
         raise UsageError(f"--address {options.address}: goes with --engine ray")
     with ExitStack() as ends:
         show, engine = engine_of(items, plan, options)
         journal = claims = None
         if options.journal is not None:
-            journal = Journal(options.journal, plan, len(items), shard)
+            journal = Journal(options.journal, plan, len(items), options.shard)
             ends.callback(journal.close)
         if options.claim is not None:
             from sepcli.batch.claims import Claims

@@ -133,7 +133,9 @@ def separate(
     claim: Annotated[
         Path | None, typer.Option(help="Folder through which processes of several machines share one list.")
     ] = None,
-    lease: Annotated[str, typer.Option(help="How long a claim holds whose process does not stir.")] = "2m",
+    lease: Annotated[
+        str | None, typer.Option(help="How long a claim holds whose process does not stir. [default: 2m]")
+    ] = None,
     engine: Annotated[
         Literal["local", "ray", "slurm"],
         typer.Option(help="local: here; ray: on a Ray cluster; slurm: write the script of an array of --jobs tasks."),

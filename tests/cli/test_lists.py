@@ -67,6 +67,8 @@ def test_nothing_is_sharded_unless_asked(sepcli, songs, monkeypatch) -> None:
         (["--device", "cuda:0,cuda:0"], "names a device twice"),
         (["--device", "cuda:0,,1"], "not a list of devices"),
         (["--claim", "c", "--lease", "never"], "--lease never"),
+        (["--lease", "5m"], "goes with --claim"),
+        (["--scratch", "s"], "no song and no stem lies at an address"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(sepcli, songs, options, words: str, tmp_path: Path) -> None:
