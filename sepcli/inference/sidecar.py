@@ -53,7 +53,7 @@ def size_on_disk(path: Path) -> int:
 
 
 def finished_set(sidecar: Path, key: str, size_of: Callable[[Path], int] = size_on_disk) -> dict[str, Any] | None:
-    """The set of this key, if every file of it is there at its size; `size_of` a missing one raises OSError or is -1."""
+    """The set of this key, if every file of it is there at its size: where one is missing, `size_of` is -1 or fails."""
     for record in read_sets(sidecar):
         try:
             files = record["stems"].values()

@@ -16,7 +16,7 @@ class Door:
 
     address: str = ""
     fault: Callable[[int, str, str], str] = lambda _number, _method, _path: ""
-    stall: float = 3.0
+    stall: float = 7.0
     seen: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, fault
 
     def through(self, server: Wsgi) -> Wsgi:

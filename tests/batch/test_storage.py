@@ -34,7 +34,7 @@ def door(server: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setattr(storage, "DELAY", 0.01)
-    quick = {"retries": {"max_attempts": 0}, "read_timeout": 1.0}
+    quick = {"retries": {"max_attempts": 0}, "read_timeout": 5.0}
     settings = {"endpoint_url": server.address, "config_kwargs": quick}
     monkeypatch.setitem(fsspec.config.conf, "s3", settings)
     fs = fsspec.filesystem("s3")
