@@ -48,7 +48,8 @@ class FoldedBranch(nn.Module):
             h = attended(part, h) if isinstance(part, LocalState) else part(h)
         mean = h.mean(dim=2)
         h = h - mean[..., None]
-        weight, bias = self.folded(mean, torch.bmm(h, h.transpose(1, 2)) / steps)
+        wide = h.double()  # a click in silence: in float32 its square swallows those of all that is constant
+        weight, bias = self.folded(mean, torch.bmm(wide, wide.transpose(1, 2)) / steps)
         z = torch.baddbmm(bias[..., None], weight, h)
         x.addcmul_(z[:, : self.channels], z[:, self.channels :].sigmoid_())
 
@@ -67,10 +68,10 @@ class FoldedBranch(nn.Module):
         for tile in tiles:
             y = F.gelu(h[:, tile])
             means.append(y.mean(dim=1))
-            y = torch.sub(y, means[-1][:, None], out=h[:, tile])
-            grams.append(y @ y.T)
+            wide = torch.sub(y, means[-1][:, None], out=h[:, tile]).double()
+            grams.append(wide @ wide.T)
         mean, apart = about(torch.stack(means).double(), lengths)
-        gram = torch.stack(grams).double().sum(0) + (apart * lengths).T @ apart
+        gram = torch.stack(grams).sum(0) + (apart * lengths).T @ apart
         weight, bias = self.folded(mean, gram[None] / len(rows))
         up, gate = weight[0].T.contiguous().tensor_split(2, dim=1)
         biases = torch.addmm(bias, apart.float(), weight[0].T)
@@ -92,7 +93,7 @@ class FoldedBranch(nn.Module):
         """The first norm over all of h (H', T), in place. A tile's sums are about its own mean."""
         means = torch.stack([h[:, tile].mean() for tile in tiles]).double()[:, None]
         squares = sum(
-            torch.linalg.vector_norm(h[:, tile] - mean.float()).double() ** 2
+            torch.linalg.vector_norm(h[:, tile] - mean.float(), dtype=torch.float64) ** 2
             for tile, mean in zip(tiles, means, strict=True)
         )
         mean, apart = about(means, lengths)
@@ -109,7 +110,7 @@ class FoldedBranch(nn.Module):
         """
         means = mean.double() @ self.weight.T + self.last_bias
         apart = means - means.mean(dim=1, keepdim=True)
-        variance = (gram.double() * self.gram).sum((1, 2)).clamp_min(0) + apart.square().mean(dim=1)
+        variance = (gram * self.gram).sum((1, 2)).clamp_min(0) + apart.square().mean(dim=1)
         scale = self.gain / (variance[:, None] + self.eps).sqrt()
         return (scale[..., None] * self.weight).float(), (scale * apart + self.shift).float()
 

@@ -96,7 +96,7 @@ class TiledUNets(nn.Module):
                 pair[..., block] = values.movedim(0, -1)  # (n, F, 2) -> (F, 2, n)
         mean = float(x.mean())
         x.sub_(mean)
-        squares = sum(float(torch.linalg.vector_norm(row)) ** 2 for row in x)
+        squares = sum(float(torch.linalg.vector_norm(row, dtype=torch.float64)) ** 2 for row in x)
         deviation = float((squares / max(1, x.numel() - 1)) ** 0.5)
         x.div_(1e-5 + deviation)
         return spectra, mean, deviation

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepcli.errors import AudioError, UsageError
 from sepcli.inference.device import Runner, TooLong, choose
@@ -133,3 +133,35 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 def test_auto_is_a_device_that_is_there() -> None:
     assert choose("auto").type in ("cpu", "cuda", "mps")
     assert choose("cpu").type == "cpu"
+
+
+class Quick(Separator):
+    """A network that is told from its fast form by what comes out."""
+
+    def forward(self, mixture: Tensor) -> Estimate:
+        return Estimate(mixture[:, None])
+
+    def fast(self) -> nn.Module:
+        return Doubling()
+
+
+class Doubling(nn.Module):
+    def forward(self, mixture: Tensor) -> Estimate:
+        return Estimate(2 * mixture[:, None])
+
+
+@pytest.mark.parametrize(
+    ("options", "gain"),
+    [({}, 2), ({"plain": True}, 1), ({"precision": "bfloat16"}, 1)],
+    ids=["default", "plain", "half"],
+)
+def test_the_fast_form_runs_in_single_precision_on_the_cpu(options: dict[str, Any], gain: int) -> None:
+    run = Runner(Quick(**TRAITS), torch.device("cpu"), **options)
+    assert torch.equal(run(torch.ones(1, 2, 10)), torch.full((1, 1, 2, 10), float(gain)))
+
+
+def test_on_another_device_the_network_itself_runs_until_it_moves_to_the_cpu() -> None:
+    run = Runner(Quick(**TRAITS), torch.device("meta"))
+    assert isinstance(run.form, Quick)
+    run.fall_back(NotImplementedError("could not run"))
+    assert isinstance(run.form, Doubling)

@@ -277,7 +277,7 @@ SMALLER = {"nfft": 1024, "depth": 5}
 @pytest.mark.parametrize(
     ("settings", "sound"),
     [
-        *(({}, sound) for sound in ("noise", "silence", "half silent", "loud", "quiet", "offset")),
+        *(({}, sound) for sound in ("noise", "silence", "half silent", "click", "loud", "offset")),
         (SMALLER, "noise"),
         ({"nfft": 2048, "depth": 5, "freq_emb": 0, "dconv_depth": 3}, "half silent"),
     ],

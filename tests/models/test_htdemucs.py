@@ -161,7 +161,7 @@ def theirs(**settings: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("sound", ["noise", "silence", "half silent", "loud", "offset"])
+@pytest.mark.parametrize("sound", ["noise", "half silent", "click", "loud"])
 @pytest.mark.parametrize("settings", [{}, {"dconv_mode": 1, "freq_emb": 0.0}], ids=["published", "no branches back"])
 @torch.inference_mode()
 def test_the_fast_form_is_the_network_to_rounding(settings: dict[str, Any], sound: str) -> None:

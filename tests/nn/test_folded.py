@@ -9,13 +9,15 @@ from sepcli.nn.folded import FoldedBranch
 from sepcli.nn.residual import DConv
 from sepcli.weights.seeded import fill, seeded
 
-SOUNDS = ["noise", "silence", "half silent", "loud", "quiet", "offset"]
+SOUNDS = ["noise", "silence", "half silent", "click", "loud", "quiet", "offset"]
 every_sound = pytest.mark.parametrize("sound", SOUNDS)
 
 
 def altered(x: Tensor, sound: str) -> Tensor:
     if sound == "half silent":
         return torch.where(torch.arange(x.shape[-1]) < x.shape[-1] / 2, x, 0.0)
+    if sound == "click":
+        return torch.where(torch.arange(x.shape[-1]) == 0, 10 * x, 0.1)
     factor, offset = {"silence": (0, 0), "loud": (100, 0), "quiet": (1e-4, 0), "offset": (0.01, 100)}.get(sound, (1, 0))
     return factor * x + offset
 
