@@ -320,7 +320,7 @@ def lay(plan: Plan, voice: Voice, syllable: npt.NDArray[np.int32], note: Note, f
 def cover(
     singer: Singer, score: Score, starts: Sequence[tuple[float, float]], how: Manner, length: int, rng: Rng
 ) -> Mono:
-    """A recording's own phrases in its own time, drawn to the scale as far as `how.tuned`; one in each (start, end)."""
+    """A recording's own phrases in its own time, drawn to the scale as far as `how.tuned`, in each (start, end)."""
     voice = singer.voice
     frames = int(length / RATE / FRAME) + 1
     plan = Plan(np.full(frames, -1.0), np.zeros(frames), np.ones(frames))
@@ -333,18 +333,19 @@ def cover(
     speed = between(rng, 0.85, 1.2)
     drawn = smoothed(snapped(own + shift, score), max(1, int(how.glide / FRAME)))
     pitch = how.tuned * drawn + (1 - how.tuned) * (own + shift)
+    spans = phrase_spans(voice)
     for start, stop in starts:
-        number = int(rng.integers(int(voice.phrase.max()) + 1))
-        rows = voice.syllables[voice.phrase == number]
-        first, last = int(rows[0][0]), int(rows[-1][3])
-        begin = int(start / FRAME)
-        count = min(int((last - first) / speed), int((stop - start) / FRAME), frames - begin)
-        if count < 20:
-            continue
-        source = first + np.arange(count) * speed
-        plan.source[begin : begin + count] = source
-        plan.pitch[begin : begin + count] = np.interp(source, np.arange(len(pitch)), pitch)
-        plan.gain[begin : begin + count] = 10 ** (np.clip(-8 - voice.power[first:last].max(), -6, 14) / 20)
+        begin, until = int(start / FRAME), min(int(stop / FRAME), frames)
+        number = int(rng.integers(len(spans)))
+        while until - begin >= 20:
+            first, last = spans[number % len(spans)]
+            count = min(int((last - first) / speed), until - begin)
+            source = first + np.arange(count) * speed
+            plan.source[begin : begin + count] = source
+            plan.pitch[begin : begin + count] = np.interp(source, np.arange(len(pitch)), pitch)
+            plan.gain[begin : begin + count] = 10 ** (np.clip(-8 - voice.power[first:last].max(), -6, 14) / 20)
+            begin += count + int(between(rng, 0.05, 0.4) / FRAME)
+            number += 1
     return resynthesise(singer, plan, how, length, rng)
 
 
@@ -413,13 +414,18 @@ def extend(power: npt.NDArray[np.float64], loose: npt.NDArray[np.float64], top: 
     loose[:, above] = np.maximum(loose[:, above], 0.9)
 
 
+def phrase_spans(voice: Voice) -> list[tuple[int, int]]:
+    """First frame and end of each phrase of a recording."""
+    numbers = range(int(voice.phrase.max(initial=-1)) + 1)
+    rows = [voice.syllables[voice.phrase == number] for number in numbers]
+    return [(int(row[0][0]), int(row[-1][3])) for row in rows]
+
+
 def phrase_sounds(voice: Voice) -> list[Mono]:
     """A recording's phrases as they are, each with short fades."""
     out = []
-    for number in range(int(voice.phrase.max()) + 1 if len(voice.phrase) else 0):
-        rows = voice.syllables[voice.phrase == number]
-        first = max(0, int((rows[0][0] * FRAME - 0.02) * RATE))
-        sound = voice.sound[first : int((rows[-1][3] * FRAME + 0.05) * RATE)].copy()
+    for first, last in phrase_spans(voice):
+        sound = voice.sound[max(0, int((first * FRAME - 0.02) * RATE)) : int((last * FRAME + 0.05) * RATE)].copy()
         if len(sound) < RATE // 5:
             continue
         fade = np.linspace(0, 1, 400, dtype=np.float32)

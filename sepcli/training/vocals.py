@@ -142,10 +142,13 @@ def as_recorded(song: Session, voice: Voice, rng: Rng) -> Mono:
     ratio = 2 ** (between(rng, -3, 3) / 12)
     phrases = singing.phrase_sounds(voice)
     out = np.zeros(song.length, np.float32)
-    for start, _ in slots(song.score, rng) if phrases else []:
-        first = int(start * RATE)
-        sound = varied(pick(rng, phrases), ratio)[: max(0, song.length - first)]
-        out[first : first + len(sound)] += sound
+    for start, stop in slots(song.score, rng) if phrases else []:
+        first, until, number = int(start * RATE), int(stop * RATE), int(rng.integers(len(phrases)))
+        while first < min(until, song.length):
+            sound = varied(phrases[number % len(phrases)], ratio)[: song.length - first]
+            out[first : first + len(sound)] += sound
+            first += len(sound) + int(between(rng, 0.05, 0.4) * RATE)
+            number += 1
     return out
 
 

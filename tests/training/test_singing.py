@@ -9,7 +9,7 @@ import soundfile
 from sepcli.training import singing, voices
 from sepcli.training.effects import RATE
 from sepcli.training.instruments import hertz
-from sepcli.training.score import Note, stream
+from sepcli.training.score import Note, compose, stream
 
 STEADY = singing.Manner((5.0, 0.0, 0.3), 0.0, 0.0, 0.0)
 
@@ -118,3 +118,18 @@ def test_where_a_recording_ends_is_measured() -> None:
 def test_kinds_are_told_by_folder() -> None:
     assert voices.kind_of(Path("voices/speech/a.ogg")) == "speech"
     assert voices.kind_of(Path("voices/singing/a.ogg")) == "singing"
+
+
+def test_a_recordings_own_phrases_fill_their_slots_and_come_into_the_key(recorded: voices.Voice) -> None:
+    score = compose(1, 3.0)
+    singer = singing.Singer(recorded, 0.3, 1.0, 0.0, 0.0, 0.0, -10.0)
+    how = singing.Manner((5.0, 0.0, 0.3), 0.0, 0.0, 0.0, tuned=1.0)
+    sound = singing.cover(singer, score, [(0.5, 2.5)], how, 3 * RATE, stream(2, "cover"))
+    loud = np.square(sound).reshape(-1, RATE // 20).mean(axis=1)
+    heard = loud > 1e-3 * loud.max()
+    assert not heard[:9].any()
+    assert not heard[51:].any()
+    assert heard[10:50].mean() > 0.6
+    loudest = (10 + int(np.argmax(loud[10:50]))) / 20
+    pitch = pitch_at(sound, loudest, 69 + 12 * np.log2(120 / 440))
+    assert min(abs((pitch - score.tonic - step + 6) % 12 - 6) for step in score.scale) < 0.3
