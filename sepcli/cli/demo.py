@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Make a short song with its stems, separate the mixture, and compare with the truth.
 
-    Everything stays in --out: song-N/ is the song with its true stems, separated/ what was found, spectrograms.png a
+    Everything stays in --out: a folder with the song and its true stems, in it separated/ with what was found, and a
     picture of both where matplotlib is there (the extra `plots`).
     """
     if not 1 <= seconds <= 600:
@@ -39,7 +39,7 @@ def demo(
     from sepcli.training.synth import render_songs
 
     console.notice(f"making a song of {seconds:g} s from seed {seed}")
-    (song,) = render_songs(seed, 1, out / f"{seconds:g} s", seconds=seconds)
+    (song,) = render_songs(seed, 1, out / f"{seconds:g}s", seconds=seconds)
     with console.bar.over(song.name) as meter:
         record = separate_file(
             song / "mixture.wav",
@@ -56,11 +56,13 @@ def demo(
     found = {name: sound(Path(path)) for name, path in record.stems.items()}
     truth = {name: true_stem(song, name, found) for name in found}
     scores = {name: (nsdr_of(truth[name], mixture), nsdr_of(truth[name], found[name])) for name in found}
-    picture = pictured(song / f"spectrograms-{record.model}.png", mixture, truth, found)
+    stems = Path(next(iter(record.stems.values()))).parent
+    picture = pictured(stems / "spectrograms.png", mixture, truth, found)
     if json:
         table = {name: {"mixture": before, "nSDR": after} for name, (before, after) in scores.items()}
-        stems = {name: str(path) for name, path in record.stems.items()}
-        console.document({"song": str(song), "stems": stems, "scores": table, "picture": picture and str(picture)})
+        console.document(
+            {"song": str(song), "stems": record.stems, "scores": table, "picture": picture and str(picture)}
+        )
         return
     console.result(f"{'SOURCE':<10}{'MIXTURE':>10}{'SEPARATED':>12}   nSDR in dB, higher is better")
     for name, (before, after) in scores.items():
@@ -71,10 +73,13 @@ def demo(
 
 
 def sound(path: Path) -> "Tensor":
-    """A file of the demo (C, T)."""
-    from sepcli.metrics.stems import Stem, read_stem
+    """A file of the demo (2, T)."""
+    import torch
 
-    return read_stem(Stem(path))[0]
+    from sepcli.training.data import decoded
+    from sepcli.training.effects import RATE
+
+    return torch.from_numpy(decoded(path, RATE, 2).T.copy())
 
 
 def true_stem(song: Path, name: str, names: Iterable[str]) -> "Tensor":
