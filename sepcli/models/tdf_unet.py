@@ -61,8 +61,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         y = y + self.frequencies(y)
-        y = self.second(y) + self.around(x)
-        return y
+        out: Tensor = self.second(y) + self.around(x)
+        return out
 
 
 class TdfUNet(Separator):
@@ -161,7 +161,7 @@ class TdfUNet(Separator):
         frames = spectrum.shape[2]
         x = self.features(spectrum)  # (B, C', N, bins)
         x = functional.pad(x, (0, 0, 0, -frames % self.frames))
-        x = x.unflatten(3, (-1, self.patch)).permute(0, 1, 4, 3, 2).flatten(1, 2)  # (B, C' * patch, rows, N)
+        x = torch.unflatten(x, 3, (-1, self.patch)).permute(0, 1, 4, 3, 2).flatten(1, 2)  # (B, C' * patch, rows, N)
         given = x
         x = self.first(x) + self.place
         skips = []
@@ -173,8 +173,9 @@ class TdfUNet(Separator):
         for grow, up in zip(reversed(self.grow), reversed(self.up), strict=True):
             x = up(torch.cat([grow(x), skips.pop()], dim=1))
         x = self.last(torch.cat([functional.relu(self.last_norm(x)), given], dim=1))
-        x = x[..., :frames].unflatten(1, (len(self.sources), self.channels, self.patch))
-        return x.permute(0, 1, 2, 5, 4, 3).float().flatten(4).softmax(dim=1)
+        x = torch.unflatten(x[..., :frames], 1, (len(self.sources), self.channels, self.patch))
+        masks: Tensor = x.permute(0, 1, 2, 5, 4, 3).float().flatten(4).softmax(dim=1)
+        return masks
 
     def features(self, spectrum: Tensor) -> Tensor:
         """Compressed magnitudes, of one loudness in each item: (B, C, N, bins, 2) -> (B, C', N, bins).

@@ -63,4 +63,6 @@ def attended(layer: LocalState, x: Tensor, block: int = 256) -> Tensor:
         scores = (slope[:, rows] * (step[rows, None] - step).abs()).baddbmm_(query[:, rows], key)
         scores[:, step[rows].long() - first, step[rows].long()] = -100.0  # a step does not look at itself
         out[:, rows] = scores.softmax(dim=2) @ content
-    return x + layer.proj(torch.unflatten(out.transpose(1, 2), 0, (-1, layer.heads)).flatten(1, 2))
+    joined = torch.unflatten(out.transpose(1, 2), 0, (-1, layer.heads)).flatten(1, 2)
+    added: Tensor = x + layer.proj(joined)
+    return added
