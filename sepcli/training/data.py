@@ -249,10 +249,10 @@ def prepare(
 ) -> list[Material]:
     """Open, check, decode where needed, and measure every song; what was measured before is remembered in the cache.
 
-    With `mixtures` a song's own mixture file, where there is one, is its row "mixture".
+    With `mixtures`, of songs to validate with, a song's own mixture file, where there is one, is its row "mixture".
 
     Raises UsageError or AudioError naming song and file: stems of unequal length or rate, absent or damaged ones, and
-    a source that is silent in every song.
+    a source that is silent in every song (to validate with, such a source is left out of the scores).
     """
     assigned = [(track, assign(track, sources, rows, absent)) for track in tracks]
     ready = []
@@ -262,7 +262,7 @@ def prepare(
         if parts:
             ready.append(_prepared(track, parts, sample_rate, channels))
         progress(index + 1, len(assigned))
-    for source in sources:
+    for source in sources if absent == "refuse" or not mixtures else ():
         peaks = [stem.peak for material in ready for stem in material.rows.get(source, ())]
         if not any(peaks):
             raise UsageError(f"--data: {source} is silent or absent in all of the {len(ready)} songs")

@@ -266,6 +266,14 @@ def test_a_source_that_is_silent_everywhere_is_named(tmp_path: Path) -> None:
     assert "bass is silent or absent in all of the 1 songs" in refused(UsageError, tmp_path / "data")
 
 
+def test_songs_to_validate_with_may_lack_a_source_where_silence_is_asked_for(tmp_path: Path) -> None:
+    write_song(tmp_path / "a", stems=("bass", "vocals"))
+    (song,) = prepared(tmp_path, absent="silence", mixtures=True)
+    assert "drums" not in song.rows
+    with pytest.raises(UsageError, match="drums is silent or absent in all of the 1 songs"):
+        prepared(tmp_path, absent="silence")
+
+
 def test_two_files_for_one_stem_are_named(tmp_path: Path) -> None:
     folder = write_song(tmp_path / "data" / "double")
     soundfile.write(folder / "bass.flac", sound(3, 1), 44100)
