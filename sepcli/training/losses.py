@@ -56,7 +56,7 @@ def _term(term: Loss, sources: Sequence[str]) -> LossFunction:
         if term.name == "cws":
             return cws(estimate, reference, reduction=term.reduction)
         if term.name == "sdr":
-            return sdr(estimate, reference, mixture, weights)
+            return sdr(estimate, reference, weights, term.floor)
         if term.name == "magnitude":
             return magnitude(estimate, reference, weights)
         if term.name == "spectral_rmse":
@@ -148,18 +148,12 @@ def multi_stft(
     return total
 
 
-def sdr(
-    estimate: Estimate,
-    reference: Estimate,
-    mixture: Tensor,
-    weights: Sequence[float] | None = None,
-    floor: float = 0.05,
-) -> Tensor:
+def sdr(estimate: Estimate, reference: Estimate, weights: Sequence[float] | None = None, floor: float = 0.05) -> Tensor:
     """Decibels of error over signal in the network's own domain, the mean over items and sources.
 
     Both energies have a share `floor` of that of the sum of all sources added: a source that is silent is asked for
-    silence, and what is far below the others counts for little (Wisdom et al., arXiv:2011.00801, equation 2). A much
-    smaller share teaches a network to give all to the source that is silent least often.
+    silence, and what is far below the others counts for little (as Wisdom et al. do, arXiv:2011.00803). From the first
+    step on, a floor of 0.001 taught `mini` to give all to the source that is silent least often.
     """
     found, true = parts(domain(estimate)), parts(domain(reference))
     energy = true.square().flatten(2).sum(-1)  # (B, S)

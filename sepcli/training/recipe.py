@@ -101,8 +101,8 @@ class Loss:
 
     `weights`: of the sources, by name (the others have 1). `stages`: the earlier stages count too. `combinations`: over
     the sums of all proper subsets of the sources. `alpha`: of the time part of multi_domain. `trim`: samples that its
-    time part leaves out at either end. `windows`, `hop`: of multi_stft, in samples. `reduction`: "paper" sums where the
-    papers print sums.
+    time part leaves out at either end. `floor`: of sdr, share of the mixture's energy. `windows`, `hop`: of multi_stft,
+    in samples. `reduction`: "paper" sums where the papers print sums.
     """
 
     name: LossName
@@ -111,6 +111,7 @@ class Loss:
     stages: bool = False
     combinations: bool = False
     alpha: float = 10.0
+    floor: float = 0.05
     trim: int = 0
     windows: tuple[int, ...] = (4096, 2048, 1024, 512, 256)
     hop: int = 147
