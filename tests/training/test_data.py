@@ -219,6 +219,20 @@ def test_songs_below_a_named_folder_are_mixed_in_more_often(tmp_path: Path) -> N
     assert len(mixed.songs) == 2
 
 
+def test_mixed_sources_of_one_loudness_are_looked_for_where_they_sound(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song", seconds=6)
+    voice = sound(6, 50)
+    voice[: 3 * 44100] = 0
+    soundfile.write(tmp_path / "data" / "song" / "vocals.wav", voice, 44100)
+    songs = prepared(tmp_path / "data")
+    silent = {}
+    for even in (False, True):
+        found = excerpts(songs, {"augment.mix": True, "augment.even": even, "data.draws": 60})
+        silent[even] = sum(not found[0, index][3].any() for index in range(60))
+    assert 15 <= silent[False] <= 45, "about half of the places"
+    assert silent[True] <= 10, "about one in sixteen, after four tries"
+
+
 # What is refused
 
 
