@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the song, its stems and the picture.")] = Path(
         "demo"
     ),
-    seed: Annotated[int, typer.Option(help="Which song is made.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Which song is made.", min=0)] = 7,
     seconds: Annotated[float, typer.Option(help="Its length.")] = 20.0,
     model: Annotated[
         str, typer.Option("--model", "-n", "-m", help="What separates it; mini needs no download.")
@@ -64,9 +64,9 @@ def demo(
             {"song": str(song), "stems": record.stems, "scores": table, "picture": picture and str(picture)}
         )
         return
-    console.result(f"{'SOURCE':<10}{'MIXTURE':>10}{'SEPARATED':>12}   nSDR in dB, higher is better")
+    console.result(f"{'SOURCE':<10}{'MIXTURE':>10}{'SEPARATED':>12}{'BETTER BY':>12}   nSDR in dB")
     for name, (before, after) in scores.items():
-        console.result(f"{name:<10}{before:>10.2f}{after:>12.2f}   {record.stems[name]}")
+        console.result(f"{name:<10}{before:>10.2f}{after:>12.2f}{after - before:>12.2f}   {record.stems[name]}")
     console.result(f"the song and its true stems: {song}")
     if picture:
         console.result(f"spectrograms: {picture}")
