@@ -135,10 +135,13 @@ def clashes(outputs: Iterable[tuple[Path, Iterable[Path]]]) -> None:
     pairs = [(song, list(paths)) for song, paths in outputs]
     songs = {_key(song): song for song, _ in pairs}
     owner: dict[str, Path] = {}
+    folders: dict[Path, str] = {}  # to ask the file system once for each: a list may have half a million paths
     for song, paths in pairs:
         mine: set[str] = set()
         for path in paths:
-            key = os.path.join(_folder(path.parent), path.name).casefold()  # noqa: PTH118 - half a million times
+            if path.parent not in folders:
+                folders[path.parent] = _key(path.parent)
+            key = os.path.join(folders[path.parent], path.name.casefold())  # noqa: PTH118 - on strings, for speed
             if key in songs:
                 raise UsageError(f"{song}: its output {path} is the input {songs[key]}", "choose another --filename")
             other = owner.setdefault(key, song)
@@ -149,11 +152,6 @@ def clashes(outputs: Iterable[tuple[Path, Iterable[Path]]]) -> None:
 
 def _key(path: Path) -> str:
     return os.path.realpath(path).casefold()
-
-
-@functools.lru_cache(maxsize=10_000)
-def _folder(folder: Path) -> str:
-    return os.path.realpath(folder)
 
 
 @functools.cache

@@ -42,8 +42,9 @@ def glibc() -> ctypes.CDLL | None:
 def keep() -> bool:
     """Let freed memory stay with this process, for its whole life. False where the C library cannot."""
     library = glibc()
-    if library is not None and library.mallopt(MMAP_THRESHOLD, 1 << 30):
-        state.on = bool(library.mallopt(TRIM_THRESHOLD, 2**31 - 1))
+    if library is None or not library.mallopt(MMAP_THRESHOLD, 1 << 30):
+        return False
+    state.on = bool(library.mallopt(TRIM_THRESHOLD, 2**31 - 1))
     return state.on
 
 

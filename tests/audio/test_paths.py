@@ -144,5 +144,15 @@ def test_an_output_that_is_an_input_is_refused():
         clashes([(Path("vocals.wav"), [Path("./vocals.wav")])])
 
 
+def test_outputs_clash_wherever_the_call_before_was_made(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    clashes([(Path("a.wav"), [Path("out/a/vocals.wav")])])
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(UsageError, match="would both be written to"):
+        clashes([(Path("a.wav"), [Path("out/a/vocals.wav")]), (Path("A.flac"), [Path("out/A/vocals.wav")])])
+
+
 def test_different_outputs_do_not_clash():
     assert clashes([(Path("a.wav"), [Path("x"), Path("y")]), (Path("b.wav"), [Path("z")])]) is None

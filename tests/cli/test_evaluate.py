@@ -105,7 +105,7 @@ def test_all_files_are_written_and_museval_reads_its_own(call: Call, songs: Path
     document = json.loads(answer.out)  # nothing else on stdout
     assert document["complete"] is True
     assert "frames" not in document["songs"][0]
-    assert set(document["songs"][0]["sources"]["vocals"]) == {"SDR", "ISR", "SIR", "SAR", "nSDR"}
+    assert set(document["songs"][0]["sources"]["vocals"]) == {"SDR", "ISR", "SIR", "SAR", "nSDR", "SI-SDR"}
     assert Path("a/out.csv").read_text().count("\n") == 9
     written = json.loads(Path("scores/test/song 0.json").read_text())
     assert [target["name"] for target in written["targets"]] == ["vocals", "accompaniment"]
