@@ -247,9 +247,12 @@ def test_memory_does_not_grow_over_two_hundred_files(tmp_path: Path, environment
     assert done.returncode == 0, done.stderr
     sizes = np.array([int(line) for line in done.stdout.split()]) / 2**20
     assert len(sizes) == 200
-    slope = float(np.polyfit(np.arange(150), sizes[50:], 1)[0])
-    print(f"{sizes[50]:.1f} MiB after 50 files, {sizes[-1]:.1f} after 200, slope {slope * 1024:.1f} KiB a file")
-    assert abs(slope) < 0.02, "MiB a file"
+    # What leaks grows all the time; a pool that a thread makes late, on a busy machine, is one step.
+    slopes = [float(np.polyfit(np.arange(50), sizes[start : start + 50], 1)[0]) for start in (50, 100, 150)]
+    told = ", ".join(f"{slope * 1024:.1f}" for slope in slopes)
+    print(f"{sizes[50]:.1f} MiB after 50 files, {sizes[-1]:.1f} after 200, slopes {told} KiB a file")
+    assert np.median(np.abs(slopes)) < 0.02, "MiB a file"
+    assert sizes[-1] - sizes[50] < 16, "MiB in all"
 
 
 def test_progress_as_json_is_one_event_a_line(batch, call) -> None:
