@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the song, its stems and the picture.")] = Path(
         "demo"
     ),
-    seed: Annotated[int, typer.Option(help="Which song is made.", min=0)] = 7,
+    seed: Annotated[int, typer.Option(help="Which song is made.", min=0)] = 1,
     seconds: Annotated[float, typer.Option(help="Its length.")] = 20.0,
     model: Annotated[
         str, typer.Option("--model", "-n", "-m", help="What separates it; mini needs no download.")
