@@ -90,7 +90,7 @@ def train(
 
     from sepcli.training.fit import Interrupted, Tell
     from sepcli.training.recipe import parse_value
-    from sepcli.training.session import Request, check_start, place, plan, restarted
+    from sepcli.training.session import Request, check_start, place, plan
     from sepcli.training.session import train as run_training
 
     changes: dict[str, Any] = {}
@@ -102,7 +102,8 @@ def train(
     changes = {key: parse_value(value) for key, value in changes.items()}
     changes |= flags(epochs, steps, batch_size, segment, lr, loss, init, freeze)
     path = out or Path("runs") / entry.name
-    resume = resume or restarted(path)
+    where = place(device, precision, workers, compiled=compiled, sync_batchnorm=sync_batchnorm)
+    resume = resume or (where.again and (path / "last" / "state.safetensors").is_file())
     request = Request(
         entry,
         folders,
@@ -118,7 +119,6 @@ def train(
     run = plan(request)
     if not resume:
         check_start(run.recipe.start)
-    where = place(device, precision, workers, compiled=compiled, sync_batchnorm=sync_batchnorm)
     if sync_batchnorm and where.world == 1:
         console.notice("--sync-batchnorm: this is the only process, its statistics are those of the whole batch")
     if dry_run:

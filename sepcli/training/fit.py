@@ -43,7 +43,8 @@ class Interrupted(Exception):  # noqa: N818
 class Where:
     """Where it runs: the device, its precision, the number of processes and of this one, processes that read ahead.
 
-    `sync_batchnorm`: batch norms take the statistics of all processes, not of their own part of the batch.
+    `sync_batchnorm`: batch norms take the statistics of all processes, not of their own part of the batch; `again`:
+    torchrun has begun the processes anew, one having died.
     """
 
     device: torch.device
@@ -53,6 +54,7 @@ class Where:
     workers: int = 0
     compile: bool = False
     sync_batchnorm: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True)

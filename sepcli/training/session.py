@@ -1,6 +1,5 @@
 """One training from what was asked to what is left: plan, data, network, loop."""
 
-import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from sepcli.inference.device import choose
 from sepcli.models.separator import Separator, Traits
 from sepcli.training.data import Excerpts, Material, find_tracks, mixture_blocks, prepare, rows_of, split_tracks
 from sepcli.training.fit import Tell, Where, fit
+from sepcli.training.join import join
 from sepcli.training.losses import make_loss
 from sepcli.training.recipe import Recipe, Start, as_table, read_recipe, with_values
 from sepcli.training.run import Progress, Run, claimed
@@ -64,12 +64,6 @@ def plan(request: Request) -> Run:
     return Run(request.path, entry, recipe, facts | {"absent": request.absent, "licence": request.licence})
 
 
-def restarted(path: Path) -> bool:
-    """Whether torchrun began its processes again, one having died: they go on with what they began."""
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return again and (path / "last" / "state.safetensors").is_file()
-
-
 def resumed(request: Request) -> Run:
     """The plan of the run in the folder. Raises UsageError where another one is asked for."""
     state = request.path / "last" / "state.safetensors"
@@ -100,14 +94,15 @@ def resumed(request: Request) -> Run:
 def place(device: str, precision: str, workers: int, *, compiled: bool = False, sync_batchnorm: bool = False) -> Where:
     """Where to run; under torchrun this process becomes one of several. Raises UsageError."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     chosen = choose(device)
     if world > 1:
         if chosen.type == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=12))
-    return Where(chosen, precision, rank, world, workers, compiled, sync_batchnorm)
+        again = join(backend) > 1
+    return Where(chosen, precision, rank, world, workers, compiled, sync_batchnorm, again)
 
 
 def gather(run: Run, tell: Tell) -> tuple[Excerpts, list[Material]]:
