@@ -12,8 +12,11 @@ from typing import Any
 from sepcli.errors import ModelError
 from sepcli.weights.read import Published
 
-TRAITS = {"sources": "sources", "audio_channels": "channels", "samplerate": "sample_rate", "segment": "segment"}
-"""Arguments of every demucs class that are traits here."""
+TRAITS = {
+    "sources": "sources", "audio_channels": "channels", "samplerate": "sample_rate", "segment": "segment",
+    "level": "level",
+}  # fmt: skip
+"""Arguments that are traits here: those of every demucs class, and what a trainer's yaml says of the level."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ RESIDUAL = {"dconv_mode": 1, "dconv_depth": 2, "dconv_comp": 4, "dconv_attn": 4,
 ROFORMER = Foreign(
     architecture="roformer.RoFormer",
     defaults={
-        "sources": None, "audio_channels": 2, "samplerate": 44100, "segment": None,
+        "sources": None, "audio_channels": 2, "samplerate": 44100, "segment": None, "level": None,
         "dim": 384, "depth": 6, "time_transformer_depth": 2, "freq_transformer_depth": 2, "linear_transformer_depth": 0,
         "dim_head": 64, "heads": 8, "attn_dropout": 0.0, "ff_dropout": 0.0, "flash_attn": True, "sage_attention": False,
         "dim_freqs_in": 1025, "stft_n_fft": 2048, "stft_hop_length": 512, "stft_win_length": 2048,
@@ -151,6 +154,21 @@ CLASSES["MelBandRoformer"] = replace(
     ROFORMER, defaults={**ROFORMER.defaults, "num_bands": 60}, fixed={**ROFORMER.fixed, "num_bands": 60},
     always={"bands": "mel"},
 )
+CLASSES["SCNet"] = Foreign(
+    architecture="scnet.SCNet",
+    defaults={
+        "sources": None, "audio_channels": 2, "samplerate": 44100, "segment": None, "level": None,
+        "widths": [32, 64, 128], "shares": [0.175, 0.392], "nfft": 4096, "hop_size": 1024, "normalized": True,
+        "band_stride": [1, 4, 16], "band_kernel": [3, 4, 16], "conv_depths": [3, 2, 1], "compress": 4, "conv_kernel": 3,
+        "num_dplayer": 6, "expand": 1,
+    },
+    names={
+        "nfft": "n_fft", "hop_size": "hop", "band_stride": "strides", "band_kernel": "kernels", "conv_depths": "depths",
+        "num_dplayer": "layers",
+    },
+    fixed={"normalized": True, "conv_kernel": 3, "expand": 1},
+    in_use=True,
+)
 # fmt: on
 
 
@@ -184,7 +202,7 @@ def describe(published: Published, where: str) -> Description | None:
     if settings.get("cac"):
         settings["wiener_iterations"] = 0  # complex spectrograms are never filtered, whatever the argument says
     settings |= known.always
-    traits = {ours: plain(arguments[theirs]) for theirs, ours in TRAITS.items() if arguments[theirs] is not None}
+    traits = {ours: plain(arguments[theirs]) for theirs, ours in TRAITS.items() if arguments.get(theirs) is not None}
     if known.longest:
         settings[known.longest] = traits["segment"]
     if isinstance(traits.get("sources"), int):

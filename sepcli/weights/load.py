@@ -20,7 +20,7 @@ from sepcli.weights.fetch import cached, digest_of, fetch, is_remote, proven_dig
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
-from sepcli.weights.trainer import by_keys, config_beside, heads_of, is_config, with_config
+from sepcli.weights.trainer import by_keys, config_beside, heads_of, is_config, is_scnet, with_config
 from sepcli.weights.votes import check_source, is_path, weights_file
 
 BROKEN = (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, ArithmeticError, LookupError, AttributeError)
@@ -167,6 +167,8 @@ def completed(
         return published, None
     if (config := config_beside(path)) is not None:
         return with_config(published, config, str(path)), None
+    if is_scnet(published):  # those of the catalog are told apart by their shapes
+        return published, None
     told, words = by_keys(published, str(path))
     notice(f"{path}: no yaml beside it; {words} are taken for granted")
     return told, None
@@ -244,6 +246,7 @@ def agreed(entry: Entry, published: Published, where: str, notice: Notice, *, kn
         channels=traits.get("channels", entry.channels),
         sample_rate=traits.get("sample_rate", entry.sample_rate),
         segment=segment,
+        level=traits.get("level", entry.level),
     )
 
 
@@ -255,11 +258,12 @@ def recognised(
     candidates = [entry for entry in candidates if said is None or entry.architecture == said.architecture]
     expected: dict[str, dict[str, Tensor]] = {}
     tried: dict[tuple[str, FileSpec], list[str]] = {}
+    foreign: set[tuple[str, FileSpec]] = set()  # whose names begin otherwise: other sizes of them are not built
     for candidate in candidates:
         entry = agreed(candidate, published, str(path), notice, known=False)
         for spec in namings(entry):
             key = json.dumps([entry.architecture, entry.settings, entry.sources, entry.channels, entry.sample_rate])
-            if (key, spec) in tried:
+            if (key, spec) in tried or (entry.architecture, spec) in foreign:
                 continue
             if key not in expected:
                 with torch.device("meta"):
@@ -272,6 +276,8 @@ def recognised(
             tried[key, spec] = misfits(tensors, expected[key])
             if not tried[key, spec]:
                 return entry, tensors
+            if not beginnings(tensors) & beginnings(expected[key]):
+                foreign.add((entry.architecture, spec))
     if said is not None and not tried:
         raise ModelError(f"{path}: the catalog has no {said.architecture}", "see `sepcli models list`")
     families = sorted({entry.architecture for entry in candidates})
@@ -279,6 +285,10 @@ def recognised(
         nearest = min(tried.values(), key=len)
         raise ModelError(f"{path}: does not fit {families[0]}: {'; '.join(nearest)}")
     raise ModelError(f"{path}: fits none of {', '.join(families)}", "say what it is with --architecture NAME")
+
+
+def beginnings(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
 
 
 def namings(entry: Entry) -> Iterator[FileSpec]:
@@ -368,7 +378,8 @@ def skeleton(entry: Entry) -> Separator:
     handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type]
     try:
         network = models.build(entry.architecture, entry.settings, traits)
-        if not any(buffer.is_meta for buffer in network.buffers()):
+        names_only = torch.get_default_device().type == "meta"
+        if names_only or not any(buffer.is_meta for buffer in network.buffers()):
             return network
     except (RuntimeError, NotImplementedError):
         pass

@@ -18,6 +18,9 @@ from sepcli.weights.read import Published
 LONGEST, DEEPEST = 2**16, 16
 """Bytes of a yaml, and tables within tables; published ones have a few thousand, and four."""
 
+MARKS = {"num_bands": "MelBandRoformer", "freqs_per_bands": "BSRoformer", "band_SR": "SCNet"}
+"""An argument that only one class has, and the class."""
+
 TUPLE = "tag:yaml.org,2002:python/tuple"
 
 Stated = tuple[tuple[str, ...], int, int]
@@ -78,25 +81,50 @@ def with_config(published: Published, config: Path, where: str) -> Published:
     """A bare file with what its yaml says of it, as a file that carries class and arguments. Raises ModelError."""
     read = read_config(config)
     model = {str(key): value for key, value in read["model"].items()}
-    klass = "MelBandRoformer" if "num_bands" in model else "BSRoformer" if "freqs_per_bands" in model else ""
+    klass = next((name for mark, name in MARKS.items() if mark in model), "")
     if not klass:
-        what = f"{config}: describes neither a BS-RoFormer nor a Mel-Band RoFormer"
-        raise ModelError(what, "it has neither freqs_per_bands nor num_bands under `model`")
+        what = f"{config}: describes neither a BS-RoFormer nor a Mel-Band RoFormer nor an SCNet"
+        raise ModelError(what, f"it has none of {', '.join(MARKS)} under `model`")
     training, audio, inference = (table(read, name) for name in ("training", "audio", "inference"))
     target = training.get("target_instrument")
     sources = [target] if isinstance(target, str) else training.get("instruments")
     if not isinstance(sources, list) or not sources:
         raise ModelError(f"{config}: names no sources", "it needs `instruments` under `training`")
-    stems, heads = model.pop("num_stems", 1), heads_of(published)
+    own = model.pop("sources", None)  # of an SCNet
+    stems = len(own) if isinstance(own, list) else model.pop("num_stems", 1)
+    heads = heads_of(published)
     if stems != len(sources) or heads not in (0, stems):
-        said = f"{config.name} names {len(sources)} ({', '.join(map(str, sources))[:80]}) and says num_stems = {stems}"
-        raise ModelError(f"{where}: has masks for {heads} sources, and {said}", "give the yaml of the weights")
+        said = f"{config.name} names {len(sources)} ({', '.join(map(str, sources))[:80]}) for a network of {stems}"
+        raise ModelError(
+            f"{where}: has weights for {heads or 'no'} sources, and {said}", "give the yaml of the weights"
+        )
     rate = model.pop("sample_rate", audio.get("sample_rate", 44100))
     chunk = inference.get("chunk_size", audio.get("chunk_size"))
     if type(chunk) is not int or type(rate) is not int or chunk < 1 or rate < 1:
         raise ModelError(f"{config}: chunk_size = {chunk}, sample_rate = {rate}: must be whole numbers above 0")
-    traits = {"sources": sources, "audio_channels": 2 if model.pop("stereo", False) else 1, "samplerate": rate}
-    return replace(published, klass=klass, carried=normal(model, klass) | traits | {"segment": seconds(chunk, rate)})
+    channels = model.pop("audio_channels", 2 if model.pop("stereo", klass == "SCNet") else 1)
+    level = {"deviation": 1.0} if inference.get("normalize") is True else {}
+    traits = {"sources": sources, "audio_channels": channels, "samplerate": rate, "level": level}
+    arguments = scnet(model, channels, config) if klass == "SCNet" else normal(model, klass)
+    return replace(published, klass=klass, carried=arguments | traits | {"segment": seconds(chunk, rate)})
+
+
+def scnet(model: Mapping[str, Any], channels: Any, config: Path) -> dict[str, Any]:
+    """An SCNet's arguments without what follows from others. Raises ModelError where it does not follow."""
+    values = dict(model)
+    dims, shares = values.pop("dims", [2 * channels, 32, 64, 128]), values.pop("band_SR", None)
+    window, n_fft = values.pop("win_size", 4096), values.get("nfft", 4096)
+    numbers = [*dims, *shares] if isinstance(dims, list) and isinstance(shares, list) else []
+    if len(numbers) != 7 or not all(type(number) in (int, float) for number in numbers):
+        raise ModelError(f"{config}: dims must be four numbers and band_SR three")
+    for wrong, what in (
+        (dims[0] != 2 * channels, f"dims = {dims} must begin with {2 * channels}, for {channels} channels"),
+        (abs(sum(shares) - 1) > 1e-6, f"band_SR = {shares} must sum to 1"),
+        (window != n_fft, f"win_size = {window} must be nfft, {n_fft}"),
+    ):
+        if wrong:
+            raise ModelError(f"{config}: {what}")
+    return values | {"widths": dims[1:], "shares": shares[:2]}
 
 
 def by_keys(published: Published, where: str) -> tuple[Published, str]:
@@ -145,8 +173,17 @@ SPLIT = r"band_split\.to_features\.(\d+)\."
 
 
 def heads_of(published: Published) -> int:
-    """How many sources a RoFormer's file has masks for; 0 where it is none."""
+    """How many sources a file of a RoFormer or of an SCNet is for; 0 where it is neither."""
+    first, last = (
+        published.tensors.get(f"{name}.0.weight") for name in ("encoder.0.SDlayer.convs", "decoder.2.1.convtrs")
+    )
+    if is_scnet(published) and first is not None and last is not None and first.dim() == last.dim() == 4:
+        return int(last.shape[1] // max(1, first.shape[1]))
     return counted(published.tensors, r"mask_estimators\.(\d+)\.to_freqs\.")
+
+
+def is_scnet(published: Published) -> bool:
+    return any(name.startswith("separation_net.dp_modules.") for name in published.tensors)
 
 
 def counted(names: Mapping[str, Any], pattern: str) -> int:

@@ -240,8 +240,8 @@ def test_heads_that_are_not_the_sources_are_told(tmp_path: Path) -> None:
         write(tmp_path, made)
     )
     line = refused(write(tmp_path, made, x=yaml(QUARTET, heads=4)))
-    assert "has masks for 2 sources, and x.yaml names 4 (drums, bass, other, vocals) and says num_stems = 4" in line
-    assert "names 1 (vocals) and says num_stems = 2" in refused(write(tmp_path, made, x=yaml(ALONE, heads=2)))
+    assert "has weights for 2 sources, and x.yaml names 4 (drums, bass, other, vocals) for a network of 4" in line
+    assert "names 1 (vocals) for a network of 2" in refused(write(tmp_path, made, x=yaml(ALONE, heads=2)))
     weights = write(tmp_path, ours("vocals", hop=512), x=yaml(ALONE, heads=1))
     with pytest.raises(UsageError, match=r"has no stem 'piano'; it has vocals"):
         load_separator(str(weights), sources=["piano"])

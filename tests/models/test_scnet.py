@@ -1,5 +1,6 @@
 """sepcli/models/scnet.py: counts, keys and bands of the published files, and the public class's own figures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,56 @@ def test_a_users_file_is_read_in_every_wrapping_and_another_networks_is_refused(
     torch.save(fill(SCNet(**traits(sources=("vocals", "other")))).state_dict(), tmp_path / "two.ckpt")
     with pytest.raises(ModelError, match=r"other shapes: decoder\.2\.1\.convtrs\.0\.weight"):
         load_separator(str(tmp_path / "two.ckpt"), architecture="scnet")
+
+
+def yaml(instruments: str = "[vocals, other]", **changes: Any) -> str:
+    """A yaml of the public trainer for a small network of two sources that normalises the song."""
+    model: dict[str, Any] = {"sources": ["vocals", "other"], "audio_channels": 2, "dims": [4, 4, 8, 8], "nfft": 2048}
+    model |= {"hop_size": 512, "win_size": 2048, "normalized": True, "band_SR": [0.25, 0.35, 0.4]}
+    model |= {"band_stride": [1, 2, 8], "band_kernel": [3, 2, 8], "conv_depths": [1, 2, 1], "compress": 2}
+    model |= {"conv_kernel": 3, "num_dplayer": 2, "expand": 1} | changes
+    lines = [f"  {name}: {json.dumps(value)}" for name, value in model.items()]
+    tables = [f"training: {{instruments: {instruments}, target_instrument: null}}", "inference: {normalize: true}"]
+    return "\n".join(["audio: {chunk_size: 88200, sample_rate: 44100}", "model:", *lines, *tables])
+
+
+def users_file(folder: Path, text: str) -> tuple[SCNet, Path]:
+    shape = {"widths": (4, 8, 8), "shares": (0.25, 0.35), "strides": (1, 2, 8), "kernels": (3, 2, 8)}
+    more = {"depths": (1, 2, 1), "compress": 2, "layers": 2, "n_fft": 2048, "hop": 512}
+    network = fill(SCNet(**shape, **more, **traits(2.0, sources=("vocals", "other"))), 3)  # type: ignore[arg-type]
+    torch.save({"state_dict": network.state_dict()}, folder / "mine.ckpt")
+    (folder / "mine.yaml").write_text(text)
+    return network, folder / "mine.ckpt"
+
+
+def test_a_users_file_is_built_as_its_yaml_says(tmp_path: Path) -> None:
+    network, path = users_file(tmp_path, yaml())
+    loaded = load_separator(str(path))
+    assert loaded.entry.sources == ("vocals", "other")
+    assert loaded.entry.level == {"deviation": 1.0}, "the song is normalised"
+    assert loaded.entry.licence == ""
+    assert loaded.separator.piece == 88_200
+    sound = noise(1, 2, 88_200)
+    with torch.inference_mode():
+        assert torch.equal(loaded.separator(sound).waveforms, network.eval()(sound).waveforms)
+    (tmp_path / "mine.yaml").write_text(yaml().replace("normalize: true", "num_overlap: 4"))
+    assert load_separator(str(path)).entry.level == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (yaml("[vocals]"), "has weights for 2 sources, and mine.yaml names 1 (vocals) for a network of 2"),
+        (yaml(dims=[2, 4, 8, 8]), "dims = [2, 4, 8, 8] must begin with 4, for 2 channels"),
+        (yaml(dims=[4, 4, 8]), "dims must be four numbers and band_SR three"),
+        (yaml(band_SR=[0.25, 0.35, 0.5]), "band_SR = [0.25, 0.35, 0.5] must sum to 1"),
+        (yaml(win_size=1024), "win_size = 1024 must be nfft, 2048"),
+        (yaml(normalized=False), "normalized = False of SCNet has no counterpart here"),
+        (yaml(num_dplayer=3), "layers = 3: must be an even number above 0"),
+        (yaml(conv_depths=[1, 2, 2]), "missing encoder.0.conv_modules.2.layers.1"),
+    ],
+)
+def test_a_yaml_of_another_network_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load_separator(str(users_file(tmp_path, text)[1]))
+    assert words in str(error.value)

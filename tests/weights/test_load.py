@@ -271,6 +271,17 @@ def test_what_does_not_fit_is_listed_by_name_three_of_a_kind(tmp_path: Path, mon
     )
 
 
+def test_of_a_family_whose_names_are_others_one_size_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = list[str]()
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda name, *rest: (built.append(name), build(name, *rest))[1])
+    know(monkeypatch, UMX, replace(UMX, name="wide", settings={**UMX.settings, "width": 8}), HDEMUCS)
+    (tmp_path / "x.pt").write_bytes(files.saved(files.small_state()))
+    with pytest.raises(ModelError, match="fits none of"):
+        load_separator(str(tmp_path / "x.pt"))
+    assert sorted(built) == [HDEMUCS.architecture, UMX.architecture]
+
+
 def test_a_file_that_fits_nothing_says_which_families_were_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
