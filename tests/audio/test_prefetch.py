@@ -49,7 +49,7 @@ def test_closing_stops_a_thread_that_waits_at_a_full_queue(depth):
     time.sleep(0.05)  # the queue is full now
     began = time.perf_counter()
     items.close()
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10  # it would wait for ever
     assert closed.is_set()
     assert ours() == []
 
