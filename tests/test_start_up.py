@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "soundfile", "soxr", "av", "rich", "huggingface_hub", "safetensors")
+HEAVY = ("torch", "numpy", "soundfile", "soxr", "av", "rich", "huggingface_hub", "safetensors", "http.client")
 PROBE = """
 import sys
 from sepcli.cli import run

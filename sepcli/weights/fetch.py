@@ -7,24 +7,24 @@ the state in which it still is (size, times and inode). Nothing parses a file th
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from sepcli import __version__
 from sepcli.errors import ModelError
 from sepcli.weights.catalog import FileSpec, cache_folder
+
+if TYPE_CHECKING:
+    import http.client
 
 Notice = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
@@ -324,6 +324,10 @@ def forget(part: Path) -> None:
 
 def request(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
     """Ask once for what is missing of a partial download and append it. Raises Unavailable."""
+    import http.client  # here, since they take a tenth of a second and every `--help` reads this file
+    import urllib.error
+    import urllib.request
+
     state = resumable(url, part)
     done = part.stat().st_size if state else 0
     headers = {"User-Agent": f"sepcli/{__version__}", "Accept-Encoding": "identity"}
@@ -358,7 +362,7 @@ def resumable(url: str, part: Path) -> dict[str, object]:
 
 
 def agree(
-    reply: http.client.HTTPResponse, url: str, part: Path, state: dict[str, object], done: int
+    reply: "http.client.HTTPResponse", url: str, part: Path, state: dict[str, object], done: int
 ) -> tuple[int, int | None]:
     """Where the body of a reply belongs and how long the whole file is. Raises Unavailable if it is not our file."""
     if reply.headers.get_content_type() == "text/html":
