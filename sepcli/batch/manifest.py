@@ -6,12 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from sepcli.audio.paths import Found, find_songs
+from sepcli.audio.paths import Found
 from sepcli.errors import AudioError, UsageError
 
 FIELDS = ("uri", "seconds", "rate", "channels", "bytes", "digest", "reldir")
@@ -108,39 +107,6 @@ def item_of(row: Any) -> Item:
         if not 0 <= seconds < 1e9:
             raise ValueError(f"seconds = {row['seconds']!r} is no length")
     return Item(uri, reldir=str(row.get("reldir") or ""), seconds=seconds, digest=row.get("digest") or None)
-
-
-def find_items(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], list[AudioError]]:
-    """The songs that entries name, folders searched, each once, with their places in the whole; and what names none.
-
-    Raises UsageError where no input exists, and what `storage` raises for addresses.
-    """
-    items: list[Item] = []
-    problems: list[AudioError] = []
-    for remote, group in groupby(entries, lambda entry: entry.remote):
-        if remote:
-            from sepcli.batch.storage import find_remote
-
-            found, wrong = find_remote(list(group), recursive)
-            items += found
-            problems += wrong
-            continue
-        named = [replace(entry, uri=str(Path(entry.uri))) for entry in group]
-        known = {entry.uri: entry for entry in named}
-        songs, wrong = find_songs([Path(uri) for uri in known], recursive)
-        problems += wrong
-        items += [with_facts(song, known.get(str(song.path))) for song in songs]
-    if not entries:
-        raise UsageError("no input is named")
-    return [replace(item, index=index) for index, item in enumerate(items, 1)], problems
-
-
-def with_facts(song: Found, entry: Item | None) -> Item:
-    """A song found on disk as an item, with what its list told of it."""
-    if entry is None:
-        reldir = song.reldir.as_posix()
-        return Item(str(song.path), reldir="" if reldir == "." else reldir)
-    return entry
 
 
 def write_rows(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -1,15 +1,17 @@
-"""What `sepcli data scan` writes of each song: where it is, how long, what it holds, its digest."""
+"""Which songs are meant by what is named, and what `sepcli data scan` writes of each: where, how long, its digest."""
 
 import glob
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from sepcli.audio.hidden import hidden_folder, sweep
-from sepcli.audio.read import open_song
-from sepcli.batch.manifest import Item, find_items, is_remote
-from sepcli.errors import AudioError
+from sepcli.audio.paths import Found, find_songs
+from sepcli.batch.manifest import Item, is_remote
+from sepcli.errors import AudioError, UsageError
 from sepcli.inference.sidecar import digest_of_file
 
 
@@ -20,6 +22,39 @@ def find_all(inputs: Sequence[str], recursive: bool) -> tuple[list[Item], list[A
         pattern = not is_remote(text) and not Path(text).exists() and glob.has_magic(text)
         entries += sorted(glob.glob(text, recursive=True)) if pattern else [text]  # noqa: PTH207 - absolute ones too
     return find_items([Item(entry) for entry in entries], recursive)
+
+
+def find_items(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], list[AudioError]]:
+    """The songs that entries name, folders searched, each once, with their places in the whole; and what names none.
+
+    Raises UsageError where no input exists, and what `storage` raises for addresses.
+    """
+    items: list[Item] = []
+    problems: list[AudioError] = []
+    for remote, group in groupby(entries, lambda entry: entry.remote):
+        if remote:
+            from sepcli.batch.storage import find_remote
+
+            found, wrong = find_remote(list(group), recursive)
+            items += found
+            problems += wrong
+            continue
+        named = [replace(entry, uri=str(Path(entry.uri))) for entry in group]
+        known = {entry.uri: entry for entry in named}
+        songs, wrong = find_songs([Path(uri) for uri in known], recursive)
+        problems += wrong
+        items += [with_facts(song, known.get(str(song.path))) for song in songs]
+    if not entries:
+        raise UsageError("no input is named")
+    return [replace(item, index=index) for index, item in enumerate(items, 1)], problems
+
+
+def with_facts(song: Found, entry: Item | None) -> Item:
+    """A song found on disk as an item, with what its list told of it."""
+    if entry is None:
+        reldir = song.reldir.as_posix()
+        return Item(str(song.path), reldir="" if reldir == "." else reldir)
+    return entry
 
 
 def scan(
@@ -48,6 +83,8 @@ def scan(
 
 def facts_of(item: Item, path: Path, digests: bool) -> dict[str, Any]:
     """Raises AudioError."""
+    from sepcli.audio.read import open_song  # here: to find songs, nothing is decoded
+
     song = open_song(path)
     frames = song.frames if song.frames is not None else sum(len(block) for block in song.blocks())
     return {

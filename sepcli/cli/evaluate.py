@@ -18,8 +18,8 @@ from sepcli.weights.catalog import find
 from sepcli.weights.votes import is_path
 
 if TYPE_CHECKING:
-    from sepcli.metrics.evaluate import Scoring
     from sepcli.metrics.protocols import Protocol
+    from sepcli.metrics.scoring import Scoring
     from sepcli.metrics.stems import Pair
 
 
@@ -165,8 +165,8 @@ def evaluate(
         raise UsageError("--data is missing", "name a folder of songs with stems")
 
     from sepcli.metrics.bss_eval import CONTINUOUS_RIDGE
-    from sepcli.metrics.evaluate import Scoring
     from sepcli.metrics.protocols import protocol as named
+    from sepcli.metrics.scoring import Scoring
 
     rule = named(protocol)
     if frame is not None:

@@ -162,7 +162,8 @@ def separate(
     The stems of a song lie in separated/MODEL/SONG/ and have its sample rate, length and channels.
     """
     from sepcli.audio.paths import clashes
-    from sepcli.batch.manifest import Item, find_items, is_remote, read_list
+    from sepcli.batch.manifest import Item, is_remote, read_list
+    from sepcli.batch.scan import find_items
     from sepcli.inference.files import Plan, check_plan
 
     console.state.progress = progress

@@ -5,7 +5,6 @@ and the oracles want it whole, in float32. What was scored before with the same 
 from the result file.
 """
 
-import dataclasses
 import functools
 import math
 import multiprocessing
@@ -14,63 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
 from sepcli.errors import AudioError
 from sepcli.inference.device import choose
 from sepcli.inference.song import until_it_fits
-from sepcli.metrics.bss_eval import BssScores, Framing, bss_eval
-from sepcli.metrics.protocols import BSS, FOUR, Protocol, aggregate, evaluation_sets
-from sepcli.metrics.results import METRICS, plain
-from sepcli.metrics.sdr import FrameSums, Silence
+from sepcli.metrics.bss_eval import BssScores, bss_eval
+from sepcli.metrics.protocols import BSS, FOUR, aggregate, evaluation_sets
+from sepcli.metrics.scoring import METRICS, Scoring, plain
+from sepcli.metrics.sdr import FrameSums
 from sepcli.metrics.sounds import Progress, Whole, at_rate, open_references, sound
 from sepcli.metrics.stems import Pair
-
-Kind = Literal["model", "estimates", "oracle", "mixture"]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What is scored, and how: all that decides a song's scores beside its files."""
-
-    protocol: Protocol
-    kind: Kind
-    model: str
-    """A model's name or path, an oracle, "mixture"; or what the estimates are called."""
-    metrics: tuple[str, ...]
-    """Those computed, of METRICS."""
-    framing: Framing = "museval"
-    ridge: float = 0.0
-    silence: Silence = "museval"
-    museval_exact: bool = False
-    mwf_legacy: bool = False
-    allow_length_mismatch: bool = False
-    device: str = "auto"
-    segment: float | None = None
-    overlap: float | None = None
-    shifts: int = 0
-    seed: int = 0
-    offline: bool = False
-
-    @property
-    def rule(self) -> str:
-        """How songs are scored, in one line."""
-        framing = f"; {self.framing} framing, ridge {self.ridge:g}" * ("SIR" in self.metrics)
-        return told(self.protocol) + framing + "; silence scored" * (self.silence == "score")
-
-    def document(self) -> dict[str, Any]:
-        """As it stands in the result file."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("protocol", "kind", "model", "offline"):
-            del own[name]
-        for name in ("device", "segment", "overlap", "shifts", "seed") if self.kind != "model" else ():
-            del own[name]
-        protocol = dataclasses.asdict(self.protocol)
-        rule = {name: protocol[name] for name in ("sources", "window", "hop", "sample_rate")}
-        rule |= {name: protocol[name] for name in ("over_frames", "over_songs")}
-        return {"kind": self.kind, "rule": self.rule, **plain(rule), **plain(own)}
 
 
 @dataclass
@@ -80,16 +35,6 @@ class Score:
     name: str
     entry: dict[str, Any] | None = None
     problem: str = ""
-
-
-def told(protocol: Protocol) -> str:
-    """A protocol's rule in one line."""
-    rate = f" at {protocol.sample_rate / 1000:g} kHz" if protocol.sample_rate else ""
-    text = f"{protocol.name}: {{{', '.join(protocol.sources)}}}{rate}; {', '.join(protocol.metrics)}"
-    if math.isinf(protocol.window):
-        return f"{text} of whole songs; {protocol.over_songs} over songs"
-    frames = f"frames of {protocol.window:g} s every {protocol.hop:g} s"
-    return f"{text} of BSSEval v4, {frames}; {protocol.over_frames} over frames, {protocol.over_songs} over songs"
 
 
 # One song

@@ -7,24 +7,20 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from sepcli import __version__
 from sepcli.errors import SepcliError, UsageError
-from sepcli.metrics.protocols import BSS, summary
+from sepcli.metrics.protocols import summary
+from sepcli.metrics.scoring import METRICS, Scoring, plain
 from sepcli.metrics.stems import Pair, Stem
 from sepcli.weights.votes import candidates, identity
 
-if TYPE_CHECKING:
-    from sepcli.metrics.evaluate import Scoring
 
-METRICS = (*BSS, "nSDR", "SI-SDR")
-
-
-def key_of(pair: Pair, scoring: "Scoring") -> str:
+def key_of(pair: Pair, scoring: Scoring) -> str:
     """A digest of what decides a song's scores: its files (path, size, time), weights, settings, our version."""
     files = []
     for stems in (pair.reference, pair.estimate) if pair.estimate else (pair.reference,):
@@ -53,7 +49,7 @@ def finished(path: Path, keys: Iterable[str], *, frames: bool) -> dict[str, dict
 
 
 def document(
-    scoring: "Scoring",
+    scoring: Scoring,
     songs: Sequence[Mapping[str, Any]],
     failed: Mapping[str, str],
     *,
@@ -128,14 +124,3 @@ def _numbers(sources: Mapping[str, Mapping[str, float | None]]) -> dict[str, dic
         name: {metric: math.nan if value is None else value for metric, value in scores.items()}
         for name, scores in sources.items()
     }
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: NaN and infinite numbers as None, tuples as lists."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value

@@ -24,11 +24,11 @@ from sepcli.audio.resample import resample
 from sepcli.errors import AudioError, UsageError
 from sepcli.inference.song import Clip, separate_clip
 from sepcli.metrics.oracles import Oracle, oracle
+from sepcli.metrics.scoring import Scoring
 from sepcli.metrics.stems import SUMS, Pair, Stem, StemSet, open_stem
 
 if TYPE_CHECKING:
     from sepcli.inference.bag import Bag
-    from sepcli.metrics.evaluate import Scoring
 
 Stems = Mapping[str, Tensor]
 """A block (C, n) of each stem, float32."""
@@ -40,7 +40,7 @@ Progress = Callable[[float], None]
 TOLERANCE = 0.1  # seconds by which an estimate may be longer or shorter than its reference
 
 
-def open_references(song: StemSet, scoring: "Scoring") -> dict[str, Clip]:
+def open_references(song: StemSet, scoring: Scoring) -> dict[str, Clip]:
     """The stems of a song but its mixture. Raises AudioError where they do not agree."""
     wanted = (*scoring.protocol.sources, *(SUMS if scoring.museval_exact else ()))
     true = {
@@ -58,7 +58,7 @@ def sound(
     pair: Pair,
     true: Mapping[str, Clip],
     names: Sequence[str],
-    scoring: "Scoring",
+    scoring: Scoring,
     notes: list[str],
     progress: Progress,
 ) -> Iterator[Both]:
@@ -102,7 +102,7 @@ def sound(
     check_fit(pair, true, others, scoring, notes)
 
 
-def open_others(pair: Pair, names: Sequence[str], scoring: "Scoring") -> dict[str, Clip]:
+def open_others(pair: Pair, names: Sequence[str], scoring: Scoring) -> dict[str, Clip]:
     """What is read beside the references: the estimates of `names`, else the mixture, where it has a file.
 
     An accompaniment that was not estimated is the sum of all the others.
@@ -160,7 +160,7 @@ def check_fit(
     pair: Pair,
     true: Mapping[str, Clip],
     others: Mapping[str, Clip],
-    scoring: "Scoring",
+    scoring: Scoring,
     notes: list[str] | None = None,
 ) -> None:
     """Refuse what is at another rate than the references, has other channels, or differs by more than 0.1 s.
@@ -252,7 +252,7 @@ def with_mixture(stretches: Iterable[tuple[Stems, Stems]], notes: list[str]) -> 
         notes.append(f"mixture and sum of the stems differ: {10 * math.log10(share):.0f} dB of the sum")
 
 
-def masked(names: Sequence[str], stems: Stems, mixture: Tensor, scoring: "Scoring") -> Tensor:
+def masked(names: Sequence[str], stems: Stems, mixture: Tensor, scoring: Scoring) -> Tensor:
     """What an oracle gives for each source of a whole song: (S, C, T)."""
     parts = {name: sound for name, sound in stems.items() if name not in SUMS} or stems
     if len(parts) < 2:
@@ -266,7 +266,7 @@ def masked(names: Sequence[str], stems: Stems, mixture: Tensor, scoring: "Scorin
     return torch.stack([guesses[name] for name in names])
 
 
-def separated(names: Sequence[str], clip: Clip, scoring: "Scoring", progress: Progress) -> Iterator[Tensor]:
+def separated(names: Sequence[str], clip: Clip, scoring: Scoring, progress: Progress) -> Iterator[Tensor]:
     """What the model makes of a mixture, on the path that `sepcli separate` takes, before anything is written."""
     bag = loaded(scoring)
     stems = {name: parts_of(name, bag) for name in names}
@@ -289,7 +289,7 @@ def parts_of(name: str, bag: "Bag") -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(scoring: "Scoring") -> "Bag":
+def loaded(scoring: Scoring) -> "Bag":
     """The model, loaded once in each process."""
     from sepcli.inference.bag import load_bag
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sepcli.batch.manifest import Item, find_items, is_remote, read_list
+from sepcli.batch.manifest import Item, is_remote, read_list
+from sepcli.batch.scan import find_items
 from sepcli.errors import UsageError
 
 

@@ -17,10 +17,11 @@ import torch
 from sepcli.errors import AudioError, UsageError
 from sepcli.metrics import sounds
 from sepcli.metrics.compare import compared
-from sepcli.metrics.evaluate import Kind, Scoring, score_all, score_song
+from sepcli.metrics.evaluate import score_all, score_song
 from sepcli.metrics.plots import box_plots
 from sepcli.metrics.protocols import protocol
 from sepcli.metrics.results import document, finished, key_of, to_csv, to_json
+from sepcli.metrics.scoring import Kind, Scoring
 from sepcli.metrics.sdr import nsdr, si_sdr
 from sepcli.metrics.stems import Pair, Stem, StemSet, find_sets, open_stem, pair, source_of
 from tests.metrics.signals import estimated, museval, musical, white
