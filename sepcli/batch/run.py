@@ -100,9 +100,14 @@ class Feed:
         expected = self.longest if item.seconds is None else item.seconds * self.slowest
         return remaining > expected
 
-    def orphan(self, item: Item, how: str, reason: str) -> Record | None:
-        """The worker of an item has died: it is taken again, unless it has a record now."""
-        self.deaths[item.uri] += 1
+    def orphan(self, item: Item, how: str, reason: str, *, begun: bool = True) -> Record | None:
+        """The worker of an item has died: it is taken again, unless it has a record now.
+
+        A worker that had not `begun` says nothing against the item; one that died after its last file left it finished.
+        """
+        if begun and (record := self.finished(item)) is not None:
+            return record
+        self.deaths[item.uri] += begun
         if self.deaths[item.uri] >= DEATHS:
             what = f"{item.uri}: its worker {how}, {DEATHS} times; is there too little memory? try fewer workers"
             return Record(item.uri, self.model, error=what, reason=reason)

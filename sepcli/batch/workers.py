@@ -58,6 +58,7 @@ class Worker:
     item: Item | None = None
     shown: ExitStack = field(default_factory=ExitStack)
     progress: Progress | None = None
+    there: bool = False  # has said a word
 
     def give(self, item: Item, allowed: float | None, watch: Watch) -> None:
         self.item = item
@@ -118,7 +119,7 @@ class Crew:
             except (EOFError, OSError):
                 yield from self.bury(worker, feed)
                 continue
-            self.unborn = 0
+            self.unborn, worker.there = 0, True
             if kind == "record":
                 yield worker.ended(), value
             elif kind == "progress" and worker.progress is not None:
@@ -141,7 +142,7 @@ class Crew:
             raise SepcliError("the workers do not start", "try without --jobs, with --debug")
         code = worker.process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        if (record := feed.orphan(item, how, "memory" if code < 0 else "fault")) is not None:
+        if (record := feed.orphan(item, how, "memory" if code < 0 else "fault", begun=worker.there)) is not None:
             yield item, record
 
     def dismiss(self) -> None:

@@ -66,6 +66,37 @@ def test_too_many_failures_stop_the_run_and_the_rest_is_left() -> None:
     assert [record.status for record in told] == ["failed"] * 3 + ["left"] * 7
 
 
+def killed_over(deaths: list[bool], finished: Callable[[Item], Record | None] = lambda _: None) -> list[Record]:
+    """What is told of one song whose workers die one after the other, each having begun it or not, before one lives."""
+    told: list[Record] = []
+
+    def engine(feed: Feed) -> Iterator[tuple[Item, Record]]:
+        for begun in deaths:
+            item = feed.take()
+            assert item is not None
+            if (record := feed.orphan(item, "was killed by signal 9", "memory", begun=begun)) is not None:
+                yield item, record
+        if (item := feed.take()) is not None:
+            yield item, done(item)
+
+    run([Item("a", 1)], [], engine, told.append, lambda _: None, model="m", finished=finished, limits=Limits())
+    return told
+
+
+def test_three_workers_that_die_at_a_song_are_enough_and_those_that_had_not_begun_do_not_count() -> None:
+    assert [record.status for record in killed_over([True, True])] == ["done"]
+    assert [record.status for record in killed_over([True, False, False, True])] == ["done"]
+    (record,) = killed_over([True, False, True, True])
+    assert (
+        record.error == "a: its worker was killed by signal 9, 3 times; is there too little memory? try fewer workers"
+    )
+
+
+def test_a_song_whose_worker_died_after_its_last_file_is_finished() -> None:
+    looks = iter([None, Record("a", "m", status="skipped")])
+    assert [record.status for record in killed_over([True], lambda _: next(looks))] == ["skipped"]
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("3h50m", 13800), ("90m", 5400), ("45s", 45), ("45", 45), ("1d2h", 93600), ("0.5s", 0.5)]
 )
