@@ -100,14 +100,18 @@ class Encoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What comes from below and the skip, summed, doubled and gated (section 2.4)."""
+    """What comes from below and the skip, summed, doubled and gated (section 2.4).
+
+    The convolution is given the same channels twice: once, with the sum of both halves' kernels, is half the work.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return functional.glu(self.conv((x + skip).repeat(1, 2, 1, 1)), dim=1)
+        kernels = torch.add(*self.conv.weight.chunk(2, dim=1))
+        return functional.glu(functional.conv2d(x + skip, kernels, self.conv.bias, padding=1), dim=1)
 
 
 class Up(nn.Module):
@@ -143,15 +147,16 @@ class DualPath(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.lstm_layers = nn.ModuleList(nn.LSTM(width, width, batch_first=True, bidirectional=True) for _ in range(2))
+        self.lstm_layers = nn.ModuleList(nn.LSTM(width, width, bidirectional=True) for _ in range(2))
         self.linear_layers = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(2))
         self.norm_layers = nn.ModuleList(nn.GroupNorm(1, width) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         for path, along in enumerate((2, 3)):
-            rows = self.norm_layers[path](x).movedim((5 - along, along, 1), (1, 2, 3))  # (B, N, F, W), (B, F, N, W)
-            y = self.linear_layers[path](self.lstm_layers[path](rows.flatten(0, 1))[0])
-            x = x + y.unflatten(0, rows.shape[:2]).movedim((1, 2, 3), (5 - along, along, 1))
+            axes = (along, 0, 5 - along)  # steps first, as LSTMs want them: (F, B, N, W), (N, B, F, W)
+            rows = self.norm_layers[path](x).movedim(axes, (0, 1, 2))
+            y = self.linear_layers[path](self.lstm_layers[path](rows.flatten(1, 2))[0])
+            x = x + y.unflatten(1, rows.shape[1:3]).movedim((0, 1, 2), axes)
         return x
 
 
