@@ -36,7 +36,7 @@ class DenseLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv2(functional.relu(self.norm2(x)))
+        x = self.conv2(functional.relu(self.norm2(x), inplace=True))
         return functional.dropout(x, self.dropout, self.training)
 
 
