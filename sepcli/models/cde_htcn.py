@@ -31,6 +31,7 @@ from sepcli.nn.tcn import (
     pad_to_frames,
     temporal_blocks,
 )
+from sepcli.nn.tiled_tcn import tiled
 
 SpectrumInput = Literal["mid", "left", "stereo", "random"]
 
@@ -58,6 +59,11 @@ class SwitchNorm(nn.Module):
         """(B, C, N) -> (B, C, N)"""
         x = x.to(self.weight.dtype)  # statistics are never of half precision
         variance, mean = torch.var_mean(x, dim=-1, keepdim=True)  # (B, C, 1)
+        mean, deviation = self.switched(mean, variance)
+        return (x - mean) / deviation * self.weight + self.bias
+
+    def switched(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Channels' own means and variances over time (B, C, 1) -> the means and deviations that they get."""
         square = variance + mean**2
         layer_mean = mean.mean(dim=1, keepdim=True)  # (B, 1, 1)
         layer_variance = square.mean(dim=1, keepdim=True) - layer_mean**2
@@ -71,7 +77,12 @@ class SwitchNorm(nn.Module):
         of_mean, of_variance = self.mean_weight.softmax(0), self.var_weight.softmax(0)
         mean = of_mean[0] * mean + of_mean[1] * layer_mean + of_mean[2] * batch_mean
         variance = of_variance[0] * variance + of_variance[1] * layer_variance + of_variance[2] * batch_variance
-        return (x - mean) / (variance + 1e-5).sqrt() * self.weight + self.bias
+        return mean, (variance + 1e-5).sqrt()
+
+    def line(self, mean: Tensor, variance: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See sepcli.nn.tiled_tcn."""
+        mean, deviation = self.switched(mean, variance * frames / (frames - 1))
+        return mean, self.weight / deviation, self.bias
 
 
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -246,6 +257,9 @@ class CDEHTCN(Separator):
     @property
     def context(self) -> int | None:
         return self.sees
+
+    def fast(self) -> nn.Module:
+        return tiled(self)
 
     def forward(self, mixture: Tensor) -> Estimate:
         """(B, C, T) -> waveforms (B, S, C, T), and in training those of earlier stages"""

@@ -33,6 +33,7 @@ from sepcli.nn.tcn import (
     pad_to_frames,
     temporal_blocks,
 )
+from sepcli.nn.tiled_tcn import tiled
 
 Norm = Literal["global", "channel"]
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {"global": GlobalNorm, "channel": ChannelNorm}
@@ -212,6 +213,9 @@ class ConvTasNet(Separator):
     def context(self) -> int | None:
         return self.sees
 
+    def fast(self) -> nn.Module:
+        return tiled(self)
+
     def forward(self, mixture: Tensor) -> Estimate:
         """(B, C, T) -> waveforms (B, S, C, T)"""
         latent = self.encoder(pad_to_frames(mixture, self.stride, self.least, self.tail))  # (B, filters, N)
@@ -312,6 +316,9 @@ class XConvTasNet(Separator):
     @property
     def context(self) -> int | None:
         return self.sees
+
+    def fast(self) -> nn.Module:
+        return tiled(self)
 
     def forward(self, mixture: Tensor) -> Estimate:
         """(B, C, T) -> waveforms (B, S, C, T)"""

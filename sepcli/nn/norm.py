@@ -41,6 +41,12 @@ class GlobalNorm(nn.Module):
         """(B, C, N) -> (B, C, N)"""
         return F.group_norm(x, 1, self.gamma.flatten(), self.beta.flatten(), EPS)
 
+    def line(self, mean: Tensor, variance: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See sepcli.nn.tiled_tcn."""
+        whole = mean.mean(dim=1, keepdim=True)
+        deviation = ((variance + (mean - whole).square()).mean(dim=1, keepdim=True) + EPS).sqrt()
+        return whole, self.gamma / deviation, self.beta
+
 
 def group_norm(groups: int, channels: int) -> nn.Module:
     """Group norm, or none with 0 groups. Raises UsageError."""
