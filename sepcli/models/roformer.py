@@ -60,10 +60,9 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, heads, N, H) -> the same shape"""
         angle = torch.arange(x.shape[-2], device=x.device)[:, None] * self.freqs  # (N, H / 2)
-        cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        real, imaginary = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
-        turned = real * cosine - imaginary * sine, imaginary * cosine + real * sine
-        return torch.stack(turned, dim=-1).flatten(-2)
+        numbers = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))
+        turned = torch.view_as_real(numbers * torch.complex(angle.cos(), angle.sin()))
+        return turned.flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
