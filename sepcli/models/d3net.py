@@ -102,7 +102,7 @@ def multidilated(first: nn.Module, layers: Iterable[nn.Module], growth: int, x: 
     rest: Tensor = first(x)
     for layer in layers:
         finished, rest = rest[:, :growth], rest[:, growth:]
-        rest = rest + layer(finished)
+        rest = layer(finished).add_(rest)
     return rest
 
 
