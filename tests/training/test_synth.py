@@ -192,6 +192,13 @@ def test_recorded_samples_are_what_is_heard(tmp_path: Path) -> None:
     assert 2 * int(np.argmax(spectrum)) == pytest.approx(440 * 2 ** ((40 - 69) / 12), abs=3)
 
 
+def test_a_kit_of_one_maker_has_others_only_where_that_maker_has_nothing() -> None:
+    kicks, snares, toms = (Path("a_1.wav"), Path("b_1.wav")), (Path("b_2.wav"), Path("c_2.wav")), (Path("a_3.wav"),)
+    folder = samples.Folder({"kick": kicks, "snare": snares, "tom": toms}, ())
+    own = samples.of_one_maker(folder, np.random.default_rng(0))
+    assert own.classes == {"kick": kicks[1:], "snare": snares[:1], "tom": toms}
+
+
 def test_held_out_voices_are_never_seen(tmp_path: Path) -> None:
     place = folder_of(tmp_path, ("anna", "vocadito-10"))
     folder = samples.look(place, frozenset({"vocadito-10"}))
