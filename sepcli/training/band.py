@@ -1,7 +1,7 @@
 """The instruments of a made song: drums, bass, and one to four other parts, each with its effects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from sepcli.training.score import (
     chord_notes,
     melody,
     pick,
+    riff_notes,
     stream,
 )
 
@@ -127,11 +128,13 @@ def kicks(hits: Sequence[Hit]) -> list[float]:
 
 
 def other(song: Session) -> Sound:
-    """One to four parts (2, length): chords, broken chords, leads; now and then a recorded texture."""
+    """One to four parts (2, length): chords, broken chords, leads; often a low riff, at times a recorded texture."""
     rng = stream(song.seed, "band")
     out = np.zeros((2, song.length), np.float32)
     for number in range(int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1]))):
         out += part(song, number)
+    if chance(stream(song.seed, "riff"), 0.4):
+        out += riff(song)
     if song.folder and chance(rng, 0.2):
         texture = samples.loop(song.folder, pick(rng, ("other", "guitar")), song.score.bar, song.length, rng)
         if texture is not None:
@@ -156,6 +159,29 @@ def part(song: Session, number: int) -> Sound:
     side = between(rng, -0.8, 0.8) if number else between(rng, -0.2, 0.2)
     placed = other_chain(fx.placed(sound, side), song, rng)
     return placed * np.float32(10 ** (between(rng, -9, 0) / 20) / (fx.rms(placed) + 1e-6))
+
+
+def riff(song: Session) -> Sound:
+    """A low guitar or clavinet (2, length), clean to distorted, one take or two: not all that is low is the bass."""
+    rng = stream(song.seed, "riff sound")
+    make = samples.recorded_notes(song.folder, "guitar", rng) if song.folder and chance(rng, 0.5) else None
+    if make is None:
+        strings = string_notes(rng, muted=pick(rng, (0.0, 0.4, 0.8)))
+        make = pick(rng, (strings, strings, wave_notes(wave_patch(rng, "keys"))))
+    notes = riff_notes(song.score, song.seed)
+    drive = pick(rng, (0.0, between(rng, 5, 20), between(rng, 20, 40)))
+    low, high, tilt = between(rng, 50, 100), between(rng, 2500, 6000), between(rng, -6, -1)
+    bells = [(between(rng, 90, 250), between(rng, -3, 6), 1.0), (between(rng, 400, 3000), between(rng, -6, 6), 1.0)]
+    side = pick(rng, (0.0, between(rng, 0.1, 0.5), between(rng, 0.6, 1.0)))
+    out = np.zeros((2, song.length), np.float32)
+    for place in (-side, side) if side and chance(rng, 0.6) else (pick(rng, (-side, side)),):
+        late = [replace(note, start=note.start + abs(float(rng.normal(0, 0.008)))) for note in notes]
+        sound = fx.placed(perform(late, make, song.length), place)
+        sound = fx.saturate(sound, drive, between(rng, 0, 0.2)) if drive else sound
+        out += fx.equalise(sound, low=low, high=high, bells=bells, tilt=tilt, steep=6.0)
+    if chance(rng, 0.4):
+        out = fx.reverb(out, song.hall, between(rng, 0.03, 0.3))
+    return out * np.float32(10 ** (between(rng, -6, 4) / 20) / (fx.rms(out) + 1e-6))
 
 
 def instrument(song: Session, rng: Rng, lead: bool) -> NoteMaker:

@@ -89,8 +89,13 @@ def decay_of(sound: Sound) -> float:
 
 
 def recorded_kit(folder: Folder, rng: Rng) -> dict[str, list[Sound]]:
-    """A drum kit of recorded strokes; what the folder lacks is made. Each is played a little higher or lower."""
+    """A drum kit of recorded strokes, every second one of a single maker; what the folder lacks is made.
+
+    Each stroke is played a little higher or lower.
+    """
     kit: dict[str, list[Sound]] = {kind: list(takes) for kind, takes in made_kit(rng).items()}
+    if chance(rng, 0.5):
+        folder = of_one_maker(folder, rng)
     own = {"kick": "kick", "snare": "snare", "perc": "perc"}
     for kind, name in own.items():
         if folder.of(name):
@@ -110,6 +115,20 @@ def recorded_kit(folder: Folder, rng: Rng) -> dict[str, list[Sound]]:
             kit[kind] = [varied(pick(rng, cymbals), between(rng, 0.9, 1.1))]
     assert set(kit) == set(KINDS)
     return kit
+
+
+def of_one_maker(folder: Folder, rng: Rng) -> Folder:
+    """A folder without other makers' drums: a file's maker is what stands before the first underscore of its name."""
+    makers = sorted({maker(path) for path in folder.of("kick")} & {maker(path) for path in folder.of("snare")})
+    if not makers:
+        return folder
+    chosen = pick(rng, makers)
+    own = {name: tuple(p for p in paths if maker(p) == chosen) or paths for name, paths in folder.classes.items()}
+    return Folder(own, folder.voices)
+
+
+def maker(path: Path) -> str:
+    return path.stem.split("_")[0]
 
 
 def takes_of(folder: Folder, name: str, rng: Rng) -> list[Sound]:

@@ -317,6 +317,36 @@ def chord_notes(score: Score, seed: int, part: str) -> list[Note]:
     return notes
 
 
+def riff_notes(score: Score, seed: int) -> list[Note]:
+    """A low guitar line: a riff of one bar on each chord's root, single notes or power chords, an octave above a bass.
+
+    Its lowest string is tuned between D flat and F.
+    """
+    rng = stream(seed, "riff notes")
+    chugs = (
+        "x.xxx.xxx.xxx.xx", "x.x.x.x.x.x.x.x.", "x..x..x.x..x..x.", "x..x..x...x.x...", "x.....x.x.......",
+        "x...............",
+    )  # fmt: skip
+    rhythm, low = pick(rng, chugs), int(rng.integers(37, 42))
+    steps = [step for step, mark in enumerate(rhythm) if mark == "x"]
+    turns = [pick(rng, (0, 0, 0, 1, 2, 3, 4, 6)) for _ in steps]
+    chords, short = chance(rng, 0.6), between(rng, 0.35, 1.0)
+    notes: list[Note] = []
+    for bar in score.bars:
+        if "other" not in bar.playing:
+            continue
+        root = low + (bar.root - low) % 12
+        degree = score.scale.index((bar.root - score.tonic) % 12)
+        for place, step in enumerate(steps):
+            turn = turns[place] if place else 0
+            pitch = float(root + (score.scale[(degree + turn) % 7] - score.scale[degree]) % 12)
+            until = steps[place + 1] if place + 1 < len(steps) else STEPS
+            start = max(0.0, score.time(bar.start, step) + float(rng.normal(0, score.jitter)))
+            length, loud = short * (until - step) * score.bar / STEPS, between(rng, 0.6, 1.0)
+            notes += [Note(start, length, pitch + above, loud) for above in ((0, 7, 12) if chords else (0,))]
+    return notes
+
+
 def voicing(bar: Bar, middle: float, wide: bool) -> list[float]:
     """The chord of a bar around a middle pitch, low to high."""
     pitches = sorted(middle - 6 + (bar.root + tone - middle + 6) % 12 for tone in bar.chord)

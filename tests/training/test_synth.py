@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from sepcli.errors import AudioError, UsageError
-from sepcli.training import samples, synth
+from sepcli.training import band, samples, synth
 from sepcli.training.data import find_tracks, prepare
 from sepcli.training.effects import RATE
-from sepcli.training.score import compose, drum_hits, melody
+from sepcli.training.score import compose, drum_hits, melody, riff_notes
 from tests.training.songs import sound
 
 SECONDS = 5.0
@@ -112,6 +112,17 @@ def test_melodies_stay_in_their_scale_and_range() -> None:
                 assert (note.pitch - score.tonic) % 12 in score.scale
 
 
+def test_a_riff_is_low_and_in_the_scale_of_its_song() -> None:
+    for seed in range(20):
+        score = compose(seed, 12.0)
+        notes = riff_notes(score, seed)
+        assert bool(notes) == any("other" in bar.playing for bar in score.bars)
+        assert {(note.pitch - score.tonic) % 12 for note in notes[:1]} <= set(score.scale)
+        assert all(37 <= note.pitch <= 75 for note in notes)
+        if notes:
+            assert min(note.pitch for note in notes) < 53
+
+
 def test_songs_are_made_faster_than_they_play() -> None:
     begin = time.process_time()
     synth.render(7, 10.0)
@@ -143,6 +154,15 @@ def test_songs_that_are_there_stay_and_flac_holds_the_same(tmp_path: Path) -> No
     assert np.array_equal(wave, soundfile.read(flac / "bass.flac", dtype="int16")[0])
 
 
+def test_what_is_low_is_not_always_the_bass() -> None:
+    shares = []
+    for seed in range(4, 8):
+        spectrum = np.square(np.abs(np.fft.rfft(band.riff(synth.begin(seed, 2.0)).mean(axis=0))))
+        below = np.arange(len(spectrum)) / 2.0 < 250
+        shares.append(spectrum[below].sum() / spectrum.sum())
+    assert np.median(shares) > 0.3
+
+
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     one = synth.render_songs(8, 2, tmp_path / "one", seconds=1.0)
@@ -170,6 +190,13 @@ def test_recorded_samples_are_what_is_heard(tmp_path: Path) -> None:
     note = make(40.0, 0.5, 1.0)
     spectrum = np.abs(np.fft.rfft(note[: RATE // 2] * np.hanning(RATE // 2)))
     assert 2 * int(np.argmax(spectrum)) == pytest.approx(440 * 2 ** ((40 - 69) / 12), abs=3)
+
+
+def test_a_kit_of_one_maker_has_others_only_where_that_maker_has_nothing() -> None:
+    kicks, snares, toms = (Path("a_1.wav"), Path("b_1.wav")), (Path("b_2.wav"), Path("c_2.wav")), (Path("a_3.wav"),)
+    folder = samples.Folder({"kick": kicks, "snare": snares, "tom": toms}, ())
+    own = samples.of_one_maker(folder, np.random.default_rng(0))
+    assert own.classes == {"kick": kicks[1:], "snare": snares[:1], "tom": toms}
 
 
 def test_held_out_voices_are_never_seen(tmp_path: Path) -> None:
