@@ -129,6 +129,6 @@ def separate_file(
     else:
         bag = model
         plan = replace(plan, stems=plan.stems or (() if two_stems else bag.wanted), **bag.asked)
-        load_it = lambda: bag  # noqa: E731
+        load_it = lambda: bag  # noqa: E731 - a `def` would redefine what the other branch assigns
     check_plan(plan)
     return separate_song(Found(Path(path)), 1, plan, load_it, notice=notice, progress=progress)

@@ -60,7 +60,8 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, heads, N, H) -> the same shape"""
         angle = torch.arange(x.shape[-2], device=x.device)[:, None] * self.freqs  # (N, H / 2)
-        numbers = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision has no complex numbers
+        numbers = torch.view_as_complex(torch.unflatten(wide, -1, (-1, 2)))
         turned = torch.view_as_real(numbers * torch.complex(angle.cos(), angle.sin()))
         return turned.flatten(-2).to(x.dtype)
 

@@ -187,8 +187,8 @@ def own_entry(table: Mapping[str, Any], path: Path) -> Entry:
     """The entry that our own checkpoint carries, as far as it can be one. Raises ModelError naming the field."""
     name = table.get("name")
     plain = {key: value for key, value in table.items() if key not in ("name", "files", "bag", "alias")}
-    whole = lambda value: type(value) is int and value > 0  # noqa: E731
-    number = lambda value: type(value) in (int, float) and value > 0  # noqa: E731
+    whole = lambda value: type(value) is int and value > 0  # noqa: E731 - one line of the table below
+    number = lambda value: type(value) in (int, float) and value > 0  # noqa: E731 - one line of the table below
     wanted: dict[str, tuple[Callable[[Any], bool], str]] = {
         "architecture": (lambda value: isinstance(value, str), "text"),
         "sources": (are_sources, "names of stems"),
