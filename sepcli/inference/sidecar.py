@@ -27,7 +27,7 @@ def digest_of_file(path: Path) -> str:
         raise AudioError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", reason="io") from error
 
 
-@functools.lru_cache(maxsize=100_000)
+@functools.lru_cache(maxsize=64)  # a song is asked for twice in a row, the weights with each
 def _digest(path: Path, _size: int, _modified: int, _inode: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
