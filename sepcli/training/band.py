@@ -21,6 +21,7 @@ from sepcli.training.instruments import (
 )
 from sepcli.training.score import (
     Hit,
+    Note,
     Rng,
     Score,
     bass_notes,
@@ -31,6 +32,7 @@ from sepcli.training.score import (
     pick,
     riff_notes,
     stream,
+    wall_notes,
 )
 
 DRUMS = {"kick": 1.0, "snare": 0.85, "hat": 0.4, "open": 0.4, "tom": 0.8, "crash": 0.5, "ride": 0.4, "perc": 0.45}
@@ -135,6 +137,8 @@ def other(song: Session) -> Sound:
         out += part(song, number)
     if chance(stream(song.seed, "riff"), 0.4):
         out += riff(song)
+    if chance(stream(song.seed, "wall"), 0.25):
+        out += wall(song)
     if song.folder and chance(rng, 0.2):
         texture = samples.loop(song.folder, pick(rng, ("other", "guitar")), song.score.bar, song.length, rng)
         if texture is not None:
@@ -170,7 +174,20 @@ def riff(song: Session) -> Sound:
         make = pick(rng, (strings, strings, wave_notes(wave_patch(rng, "keys"))))
     notes = riff_notes(song.score, song.seed)
     drive = pick(rng, (0.0, between(rng, 5, 20), between(rng, 20, 40)))
-    low, high, tilt = between(rng, 50, 100), between(rng, 2500, 6000), between(rng, -6, -1)
+    return amplified(song, rng, notes, make, drive, low=between(rng, 50, 100))
+
+
+def wall(song: Session) -> Sound:
+    """A distorted guitar that plays whole chords (2, length), often a take on each side: a wall of sound."""
+    rng = stream(song.seed, "wall sound")
+    make = samples.recorded_notes(song.folder, "guitar", rng) if song.folder and chance(rng, 0.4) else None
+    notes = wall_notes(song.score, song.seed)
+    return amplified(song, rng, notes, make or string_notes(rng), between(rng, 15, 45), low=between(rng, 60, 120))
+
+
+def amplified(song: Session, rng: Rng, notes: Sequence[Note], make: NoteMaker, drive: float, low: float) -> Sound:
+    """Notes through an amplifier and its cabinet (2, length), one take or two; nothing below `low` Hz, drive in dB."""
+    high, tilt = between(rng, 2500, 6000), between(rng, -6, -1)
     bells = [(between(rng, 90, 250), between(rng, -3, 6), 1.0), (between(rng, 400, 3000), between(rng, -6, 6), 1.0)]
     side = pick(rng, (0.0, between(rng, 0.1, 0.5), between(rng, 0.6, 1.0)))
     out = np.zeros((2, song.length), np.float32)

@@ -160,7 +160,7 @@ def compose(seed: int, seconds: float) -> Score:
     lead_in = between(rng, 0.0, 0.15)
     count = max(1, int((seconds - lead_in) / bar) + 1)
     bars: list[Bar] = []
-    band = [stem for stem, odds in (("drums", 0.95), ("bass", 0.94), ("other", 0.97)) if chance(rng, odds)]
+    band = [stem for stem, odds in (("drums", 0.9), ("bass", 0.85), ("other", 0.97)) if chance(rng, odds)]
     band.append("vocals")
     sections = {kind: pick(rng, PROGRESSIONS) for kind in ("intro", "verse", "chorus", "break")}
     colour = pick(rng, ("triad", "triad", "seventh", "power", "sus", "add9"))
@@ -344,6 +344,33 @@ def riff_notes(score: Score, seed: int) -> list[Note]:
             start = max(0.0, score.time(bar.start, step) + float(rng.normal(0, score.jitter)))
             length, loud = short * (until - step) * score.bar / STEPS, between(rng, 0.6, 1.0)
             notes += [Note(start, length, pitch + above, loud) for above in ((0, 7, 12) if chords else (0,))]
+    return notes
+
+
+def wall_notes(score: Score, seed: int) -> list[Note]:
+    """Whole chords of a loud guitar, held or strummed: root, fifth and octave, at times the rest of the chord above.
+
+    Its lowest string is tuned between D and F.
+    """
+    rng = stream(seed, "wall notes")
+    rhythm = pick(
+        rng, ("x...............", "x.......x.......", "x.....x...x.....", "x.x.x.x.x.x.x.x.", "x...x.xxx...x.xx")
+    )
+    steps = [step for step, mark in enumerate(rhythm) if mark == "x"]
+    low, full, short = int(rng.integers(38, 42)), chance(rng, 0.6), between(rng, 0.7, 1.0)
+    spread = between(rng, 0.003, 0.015)
+    notes: list[Note] = []
+    for bar in score.bars:
+        if "other" not in bar.playing:
+            continue
+        root = low + (bar.root - low) % 12
+        above = [12 + tone for tone in bar.chord[1:]] if full else []
+        for place, step in enumerate(steps):
+            until = steps[place + 1] if place + 1 < len(steps) else STEPS
+            start = max(0.0, score.time(bar.start, step) + float(rng.normal(0, score.jitter)))
+            length, loud = short * (until - step) * score.bar / STEPS, between(rng, 0.7, 1.0)
+            shape = sorted({0, 7, 12, *above})
+            notes += [Note(start + spread * k, length, float(root + tone), loud) for k, tone in enumerate(shape)]
     return notes
 
 

@@ -14,7 +14,8 @@ from sepcli.errors import AudioError, UsageError
 from sepcli.training import band, samples, synth
 from sepcli.training.data import find_tracks, prepare
 from sepcli.training.effects import RATE
-from sepcli.training.score import compose, drum_hits, melody, riff_notes
+from sepcli.training.instruments import perform, string_notes
+from sepcli.training.score import compose, drum_hits, melody, riff_notes, wall_notes
 from tests.training.songs import sound
 
 SECONDS = 5.0
@@ -121,6 +122,30 @@ def test_a_riff_is_low_and_in_the_scale_of_its_song() -> None:
         assert all(37 <= note.pitch <= 75 for note in notes)
         if notes:
             assert min(note.pitch for note in notes) < 53
+
+
+def test_a_wall_is_of_chords_and_denser_than_its_strings() -> None:
+    ratios = []
+    for seed in range(20):
+        score = compose(seed, 12.0)
+        notes = wall_notes(score, seed)
+        assert bool(notes) == any("other" in bar.playing for bar in score.bars)
+        assert all(38 <= note.pitch <= 76 for note in notes)
+        for bar in (bar for bar in score.bars if "other" in bar.playing):
+            pitches = {note.pitch for note in notes if -0.05 < note.start - bar.start < 0.05}
+            assert (min(pitches) - bar.root) % 12 == 0
+            assert {min(pitches) + 7, min(pitches) + 12} <= pitches
+        if notes and seed < 4:
+            song = synth.begin(seed, 4.0)
+            strings = perform(wall_notes(song.score, seed), string_notes(np.random.default_rng(0)), song.length)
+            ratios.append(crest(strings) / crest(band.wall(song).mean(axis=0)))
+    assert np.median(ratios) > 1.5
+
+
+def crest(sound: np.ndarray) -> float:
+    """The peak over the root mean square of what is not silence."""
+    played = sound[np.abs(sound) > 1e-4 * np.abs(sound).max()]
+    return float(np.abs(played).max() / np.sqrt(np.mean(np.square(played))))
 
 
 def test_songs_are_made_faster_than_they_play() -> None:
