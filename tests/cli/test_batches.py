@@ -100,7 +100,10 @@ def tree(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_batch_killed_at_any_moment_ends_as_an_undisturbed_one(batch, tmp_path: Path, environment) -> None:
-    """50 kills at seeded moments of a call, each followed by a rerun: the same files, and nothing else left."""
+    """Kills at seeded moments of a call, each followed by a rerun: the same files, and nothing else left.
+
+    On a machine whose load changes a call may end before its kill; then the later ones come sooner.
+    """
     draw = np.random.default_rng(0)
     with subprocess.Popen(
         [sys.executable, "-c", FORKS],
@@ -124,16 +127,18 @@ def test_a_batch_killed_at_any_moment_ends_as_an_undisturbed_one(batch, tmp_path
         assert code == 0
         expected = tree(tmp_path / "undisturbed")
         assert len([name for name in expected if name.endswith(".wav")]) == 24
-        killed = hidden = 0
-        for turn in range(50):
+        killed = hidden = turn = 0
+        while turn < 50 or (turn < 200 and (killed < 40 or hidden < 10)):
+            turn += 1
             out = f"out{turn}"
             code, _ = run(float(draw.uniform(0.05, 0.95)) * whole, out)
             killed += code == -signal.SIGKILL
+            whole *= 1.0 if code else 0.9
             hidden += any(path.name.startswith(".sepcli-") for path in (tmp_path / out).rglob("*"))
             assert run(0, out)[0] == 0
             assert tree(tmp_path / out) == expected, f"turn {turn}"
         process.stdin.close()  # type: ignore[union-attr]
-    print(f"{killed} killed, {hidden} left a hidden folder, an undisturbed call takes {whole:.2f} s")
+    print(f"{killed} of {turn} killed, {hidden} left a hidden folder; at most {whole:.2f} s were waited")
     assert killed >= 40
     assert hidden >= 10
 
