@@ -46,7 +46,7 @@ class ScaledEmbedding(nn.Module):
         self.embedding = nn.Embedding(count, width)
         self.scale = scale
         weight = self.embedding.weight.detach()
-        if smooth:
+        if smooth and not weight.is_meta:  # a sum along nothing would have torch import its compiler
             weight.copy_(weight.cumsum(0) / torch.arange(1.0, count + 1, device=weight.device).sqrt()[:, None])
         weight.div_(scale)
 

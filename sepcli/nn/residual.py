@@ -68,10 +68,12 @@ class DConv(nn.Module):
 def rescale_convolutions(network: nn.Module, reference: float) -> None:
     """Bring the first weights of every convolution towards one deviation, as Demucs does since its first version.
 
-    Weights and biases are divided by sqrt(deviation of the weights / reference).
+    Weights and biases are divided by sqrt(deviation of the weights / reference); those without memory are left alone.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
+            if layer.weight.is_meta:
+                continue
             scale = (layer.weight.std() / reference).sqrt()
             layer.weight.div_(scale)
             if layer.bias is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from sepcli import models
 from sepcli.errors import ModelError, UsageError
@@ -266,8 +267,7 @@ def recognised(
             if (key, spec) in tried or (entry.architecture, spec) in foreign:
                 continue
             if key not in expected:
-                with torch.device("meta"):
-                    expected[key] = built_from_file(entry, str(path)).state_dict()
+                expected[key] = built_from_file(entry, str(path)).state_dict()
             try:
                 tensors = mapped(spec, published.tensors, str(path))
             except ModelError as error:
@@ -358,6 +358,20 @@ def built_from_file(entry: Entry, where: str, *, asked: bool = False) -> Separat
         raise ModelError(f"{where}: {entry.architecture} cannot be built from its settings ({reason})") from error
 
 
+class Undrawn(TorchFunctionMode):
+    """Tensors without memory are not initialised. For a normal draw of one torch imports its compiler: a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init" or function in (Tensor.normal_, Tensor.uniform_):
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
+
+
 def skeleton(entry: Entry) -> Separator:
     """A network whose parameters take neither memory nor time to initialise, and whose constants are real.
 
@@ -377,9 +391,9 @@ def skeleton(entry: Entry) -> Separator:
 
     handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type]
     try:
-        network = models.build(entry.architecture, entry.settings, traits)
-        names_only = torch.get_default_device().type == "meta"
-        if names_only or not any(buffer.is_meta for buffer in network.buffers()):
+        with Undrawn():
+            network = models.build(entry.architecture, entry.settings, traits)
+        if not any(buffer.is_meta for buffer in network.buffers()):
             return network
     except (RuntimeError, NotImplementedError):
         pass

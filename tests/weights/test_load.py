@@ -1,6 +1,8 @@
 """From names and paths to networks: whose settings count, what must fit, and what is said where it does not."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -482,3 +484,21 @@ def test_only_the_files_of_the_wanted_sources_are_asked_for(tmp_path: Path, monk
     for more in ({"sources": ["vocals"]}, {"settings": settings}):  # a filter couples them; both are wanted
         with pytest.raises(ModelError, match=r"other\.pth"):
             load_separator("um", **more)  # type: ignore[arg-type]
+
+
+def test_an_empty_network_of_every_kind_is_built_without_the_compiler_of_torch() -> None:
+    """Its import takes a second, and an operation on tensors without memory may ask for it."""
+    code = """
+import sys
+from sepcli.weights import catalog
+from sepcli.weights.load import skeleton
+for entry in {entry.architecture: entry for entry in catalog.catalog().values() if not entry.bag}.values():
+    network = skeleton(entry)
+    assert all(parameter.is_meta for parameter in network.parameters()), entry.name
+    assert not any(buffer.is_meta for buffer in network.buffers()), entry.name
+    assert "torch._dynamo" not in sys.modules, entry.name
+    print(entry.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == len({entry.architecture for entry in catalog.catalog().values()} - {""})
