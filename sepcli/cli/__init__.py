@@ -1,5 +1,6 @@
 """The command line: a Typer application, and main(), where an error becomes one line and an exit code."""
 
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -49,7 +50,9 @@ def common(
 def main() -> None:
     """Run the command line. The only place that catches everything."""
     console.listen_for_signals()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is tidied up: a Ctrl-C while threads end has nothing to say
+    sys.exit(code)
 
 
 def understood(arguments: list[str]) -> list[str]:

@@ -88,6 +88,7 @@ def train(
     if freeze and not init:
         raise UsageError("--freeze: needs --init, the weights that stay as they are")
 
+    from sepcli.inference.memory import keep
     from sepcli.training.fit import Interrupted, Tell
     from sepcli.training.recipe import parse_value
     from sepcli.training.session import Request, check_start, place, plan
@@ -124,6 +125,7 @@ def train(
     if dry_run:
         tell_forecast(run, where)
         return
+    keep()
     with stopping() as asked, console.bar.over(entry.name) as meter:
         tell = Tell(console.notice if where.rank == 0 else lambda _: None, meter, lambda: bool(asked))
         try:

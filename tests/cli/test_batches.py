@@ -213,6 +213,30 @@ def test_where_nobody_reads_the_results_the_work_goes_on(batch, tmp_path: Path, 
     assert len([name for name in tree(tmp_path / "separated") if name.endswith(".wav")]) == 24
 
 
+def test_a_second_interrupt_while_python_ends_has_nothing_to_say(tmp_path: Path, environment) -> None:
+    code = (
+        "import atexit, sys, time\n"
+        "from sepcli.cli import main\n"
+        "atexit.register(lambda: (print('ending', flush=True), time.sleep(60)))\n"
+        "sys.argv = ['sepcli', 'models', 'list']\n"
+        "main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "ending\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == ""
+    assert process.returncode == -signal.SIGINT
+
+
 def test_two_calls_at_once_do_not_sweep_each_other(batch, tmp_path: Path, environment) -> None:
     commands = [[sys.executable, "-m", "tests.passthrough", *batch, "--existing", "overwrite"]] * 2
     running = [

@@ -75,6 +75,18 @@ def test_adam_adds_its_decay_to_the_gradient_and_adamw_does_not() -> None:
     assert moved("adamw") == pytest.approx(2 * (1 - 0.05), abs=1e-6)
 
 
+def test_one_pass_over_memory_gives_the_steps_of_torchs_plain_loop() -> None:
+    ours, plain = (nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
+    optimiser = make_optimiser([ours], Optimiser("adamw", rate=0.01, decay=0.1))
+    loop = torch.optim.AdamW([plain], lr=0.01, weight_decay=0.1, foreach=False)
+    assert optimiser.defaults["fused"]
+    for step in range(20):
+        ours.grad, plain.grad = (torch.sin(17 * (step + 1) * weight.detach()) for weight in (ours, plain))
+        optimiser.step()
+        loop.step()
+    assert float((ours - plain).detach().abs().max()) < 1e-6
+
+
 def filled(module: nn.Module) -> nn.Module:
     weight = next(module.parameters())
     i, j, k = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in weight.shape), indexing="ij")
