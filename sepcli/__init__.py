@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sepcli.inference.bag import Bag
-    from sepcli.inference.files import Record
+    from sepcli.inference.plan import Record
 
 __version__ = "0.1.0.dev0"
 __all__ = ["DEFAULT", "__version__", "load", "separate_file"]
@@ -103,7 +103,8 @@ def separate_file(
     from dataclasses import replace
 
     from sepcli.audio.paths import Found
-    from sepcli.inference.files import Plan, check_plan, loader, separate_song
+    from sepcli.inference.files import loader, separate_song
+    from sepcli.inference.plan import Plan, check_plan
 
     plan = Plan(
         model=model if isinstance(model, str) else model.name,

@@ -18,7 +18,7 @@ from typing import Literal
 from sepcli.batch.journal import worker
 from sepcli.batch.manifest import Item
 from sepcli.errors import UsageError
-from sepcli.inference.files import Notice
+from sepcli.inference.plan import Notice
 
 FINAL = ("done", "failed")
 State = Literal["ours", "held", "done"]

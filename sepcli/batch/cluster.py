@@ -11,7 +11,7 @@ from sepcli.batch.manifest import Item
 from sepcli.batch.process import processor
 from sepcli.batch.run import Engine, Feed, Watch
 from sepcli.errors import SepcliError, UsageError
-from sepcli.inference.files import Notice, Plan, Record
+from sepcli.inference.plan import Notice, Plan, Record
 
 
 class Actor:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sepcli.batch.manifest import Item
 from sepcli.errors import SepcliError, UsageError
-from sepcli.inference.files import DECIDES, Plan, Record, settings_key
+from sepcli.inference.plan import DECIDES, Plan, Record, settings_key
 
 REASONS = ("decode", "nan", "memory", "io", "fault")
 """Classes of failure: the recording, samples that are no numbers, memory, files and networks, and our own mistakes."""

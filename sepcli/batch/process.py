@@ -9,18 +9,9 @@ from sepcli.audio.hidden import sweep
 from sepcli.batch.journal import Journal
 from sepcli.batch.manifest import Item
 from sepcli.errors import AudioError, SepcliError
-from sepcli.inference.files import (
-    Notice,
-    Plan,
-    Progress,
-    Record,
-    digests_of,
-    finished,
-    loader,
-    separate_song,
-    sidecar_path,
-)
+from sepcli.inference.files import digests_of, finished, loader, separate_song
 from sepcli.inference.memory import keep
+from sepcli.inference.plan import Notice, Plan, Progress, Record, sidecar_path
 
 Process = Callable[[Item, float | None, Progress], Record]
 

@@ -13,7 +13,7 @@ from sepcli.batch.journal import Journal
 from sepcli.batch.manifest import Item
 from sepcli.batch.process import Process
 from sepcli.errors import SepcliError, UsageError
-from sepcli.inference.files import Notice, Progress, Record
+from sepcli.inference.plan import Notice, Progress, Record
 
 DEATHS = 3
 """How often a song may take its worker with it before it is called failed."""

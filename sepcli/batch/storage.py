@@ -16,17 +16,8 @@ from sepcli.audio.hidden import hidden_folder, sweep
 from sepcli.audio.paths import AUDIO_SUFFIXES, Found
 from sepcli.batch.manifest import Item
 from sepcli.errors import AudioError, UsageError
-from sepcli.inference.files import (
-    Notice,
-    Plan,
-    Progress,
-    Record,
-    digests_of,
-    separate_song,
-    set_key,
-    sidecar_path,
-    skipped,
-)
+from sepcli.inference.files import digests_of, separate_song, skipped
+from sepcli.inference.plan import Notice, Plan, Progress, Record, set_key, sidecar_path
 from sepcli.inference.sidecar import digest_of_file, files_of, finished_set, read_sets, size_on_disk, text_of
 
 if TYPE_CHECKING:

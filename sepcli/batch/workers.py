@@ -19,7 +19,7 @@ from sepcli.batch.manifest import Item
 from sepcli.batch.process import processor
 from sepcli.batch.run import Engine, Feed, Watch
 from sepcli.errors import SepcliError, UsageError
-from sepcli.inference.files import Notice, Plan, Progress, Record
+from sepcli.inference.plan import Notice, Plan, Progress, Record
 
 UNBORN = 20
 """How many workers may die one after the other without a word."""

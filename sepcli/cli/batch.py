@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sepcli.batch.journal import History
     from sepcli.batch.manifest import Item
     from sepcli.batch.run import Engine
-    from sepcli.inference.files import Plan, Progress, Record
+    from sepcli.inference.plan import Plan, Progress, Record
 
 app = typer.Typer(help="Look at the journals of large runs.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -82,7 +82,7 @@ def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan:
             ends.callback(journal.close)
         if options.claim is not None:
             from sepcli.batch.claims import Claims
-            from sepcli.inference.files import settings_key
+            from sepcli.inference.plan import settings_key
 
             claims = Claims(options.claim, settings_key(plan), lease, console.notice)
             ends.callback(claims.end)

@@ -13,8 +13,8 @@ from sepcli.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
     from sepcli.batch.manifest import Item
-    from sepcli.inference.files import Plan
     from sepcli.inference.forecast import Outlook
+    from sepcli.inference.plan import Plan
 
 TEMPLATE = "{model}/{reldir}/{track}/{stem}.{ext}"
 
@@ -164,7 +164,7 @@ def separate(
     from sepcli.audio.paths import clashes
     from sepcli.batch.manifest import Item, is_remote, read_list
     from sepcli.batch.scan import find_items
-    from sepcli.inference.files import Plan, check_plan
+    from sepcli.inference.plan import Plan, check_plan
 
     console.state.progress = progress
     if quality is not None and overlap is not None:
@@ -264,7 +264,7 @@ def told(plan: "Outlook") -> str:
 
 def outputs(items: "Sequence[Item]", plan: "Plan") -> "Iterator[tuple[Path, list[Path]]]":
     """Each song with where its stems go, as far as that is known before the model is loaded."""
-    from sepcli.inference.files import sources_of, stem_path, stems_of
+    from sepcli.inference.plan import sources_of, stem_path, stems_of
 
     sources = sources_of(plan)
     names = ["stem"] if sources is None else list(stems_of(plan, sources))
@@ -275,7 +275,8 @@ def outputs(items: "Sequence[Item]", plan: "Plan") -> "Iterator[tuple[Path, list
 def check_formats(items: "Sequence[Item]", plan: "Plan") -> None:
     """Refuse a format that cannot hold the stems of every song, before anything is done. Raises UsageError."""
     from sepcli.audio.read import open_song
-    from sepcli.inference.files import form_of, sidecar_path
+    from sepcli.inference.files import form_of
+    from sepcli.inference.plan import sidecar_path
 
     for item in items:
         try:

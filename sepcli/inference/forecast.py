@@ -21,7 +21,8 @@ from sepcli.audio.paths import Found
 from sepcli.audio.read import open_song
 from sepcli.errors import ModelError, UsageError
 from sepcli.inference.device import batch_size_for, choose
-from sepcli.inference.files import Plan, finished, form_of, stem_path, stems_of
+from sepcli.inference.files import finished, form_of
+from sepcli.inference.plan import Plan, stem_path, stems_of
 from sepcli.inference.stream import cut_for
 from sepcli.models.separator import Separator
 from sepcli.weights import checkpoint

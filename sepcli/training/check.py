@@ -11,8 +11,9 @@ import numpy.typing as npt
 from sepcli.audio.blocks import BLOCK, Block, reblock
 from sepcli.audio.read import open_song
 from sepcli.errors import AudioError
-from sepcli.training.data import MIXTURE, SUMS, Part, Track, find_tracks, fit_channels
+from sepcli.training.data import fit_channels
 from sepcli.training.streams import stream_blocks
+from sepcli.training.tracks import MIXTURE, SUMS, Part, Track, find_tracks
 
 FRAME = 0.05
 """Seconds of a loudness frame, by which songs are compared."""

@@ -20,7 +20,8 @@ from sepcli.audio.blocks import BLOCK, Block
 from sepcli.audio.write import Format, write_set
 from sepcli.errors import UsageError
 from sepcli.training.augment import stretched
-from sepcli.training.data import STEM_STREAMS, Material, find_tracks, mixture_between, prepare, rows_of
+from sepcli.training.data import Material, mixture_between, prepare
+from sepcli.training.tracks import STEM_STREAMS, find_tracks, rows_of
 
 SOURCES = STEM_STREAMS[1:]
 RATE = 44100

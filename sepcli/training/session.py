@@ -13,13 +13,14 @@ from sepcli import models
 from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.inference.device import choose
 from sepcli.models.separator import Separator, Traits
-from sepcli.training.data import Excerpts, Material, find_tracks, mixture_blocks, prepare, rows_of, split_tracks
+from sepcli.training.data import Excerpts, Material, mixture_blocks, prepare
 from sepcli.training.fit import Tell, Where, fit
 from sepcli.training.join import join
 from sepcli.training.losses import make_loss
 from sepcli.training.recipe import Recipe, Start, as_table, read_recipe, with_values
 from sepcli.training.run import Progress, Run, claimed
 from sepcli.training.start import begin, freeze
+from sepcli.training.tracks import find_tracks, rows_of, split_tracks
 from sepcli.weights import checkpoint
 from sepcli.weights.catalog import Entry
 from sepcli.weights.load import own_entry, skeleton

@@ -10,7 +10,7 @@ import pytest
 from sepcli.batch.journal import Journal, merged, plan_of, read_journal
 from sepcli.batch.manifest import Item
 from sepcli.errors import SepcliError, UsageError
-from sepcli.inference.files import Plan, Record
+from sepcli.inference.plan import Plan, Record
 
 PLAN = Plan("hdemucs", out=Path("out"), stems=("vocals", "drums"), threads=1)
 

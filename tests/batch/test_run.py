@@ -8,7 +8,7 @@ import pytest
 from sepcli.batch.manifest import Item
 from sepcli.batch.run import Feed, Limits, failures_of, run, seconds_of
 from sepcli.errors import SepcliError, UsageError
-from sepcli.inference.files import Record
+from sepcli.inference.plan import Record
 
 
 def batch(items: list[Item], outcome: Callable[[Item], Record], limits: Limits) -> tuple[int, list[Record], list[str]]:

@@ -13,7 +13,8 @@ from sepcli import models
 from sepcli.audio.paths import Found
 from sepcli.errors import UsageError
 from sepcli.inference import forecast
-from sepcli.inference.files import Plan, check_plan, loader, separate_song
+from sepcli.inference.files import loader, separate_song
+from sepcli.inference.plan import Plan, check_plan
 from sepcli.models.separator import Estimate
 from sepcli.weights.catalog import find
 from tests import passthrough

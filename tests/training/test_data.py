@@ -13,9 +13,10 @@ from sepcli.audio.read import open_song
 from sepcli.audio.resample import resample
 from sepcli.errors import AudioError, SepcliError, UsageError
 from sepcli.training import data
-from sepcli.training.data import Excerpts, Material, find_tracks, prepare, rows_of, split_tracks
+from sepcli.training.data import Excerpts, Material, prepare
 from sepcli.training.recipe import read_recipe, with_values
 from sepcli.training.streams import stream_blocks
+from sepcli.training.tracks import VALIDATION_SONGS, find_tracks, rows_of, split_tracks
 from tests.training.songs import SOURCES, sound, write_data, write_song, write_streams
 
 PLAIN: dict[str, Any] = {"data": {"excerpt": 0.5, "batch": 4}, "loss": {"name": "l1"}, "stop": {"epochs": 1}}
@@ -125,8 +126,8 @@ def test_folders_named_train_valid_and_test_decide(tmp_path: Path) -> None:
 
 
 def test_the_published_names_validate(tmp_path: Path) -> None:
-    assert len(data.VALIDATION_SONGS) == len(set(data.VALIDATION_SONGS)) == 14
-    for name in (data.VALIDATION_SONGS[3], "another", "one more"):
+    assert len(VALIDATION_SONGS) == len(set(VALIDATION_SONGS)) == 14
+    for name in (VALIDATION_SONGS[3], "another", "one more"):
         write_song(tmp_path / "data" / "train" / name, seconds=0.1)
     train, valid = split_tracks(find_tracks([tmp_path / "data"], SOURCES), "musdb18", lambda _: None)
     assert [track.name for track in valid] == ["Patrick Talbot - A Reason To Leave"]

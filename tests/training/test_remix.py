@@ -207,7 +207,8 @@ def test_a_song_that_fits_no_other_keeps_its_own_stems(
 def test_beats_and_notes_are_heard(tmp_path: Path) -> None:
     """Through librosa: the tempo to half a per cent, beats to 20 ms, the bass' note."""
     pytest.importorskip("librosa", reason="needs the extra `train`")
-    from sepcli.training.data import find_tracks, prepare
+    from sepcli.training.data import prepare
+    from sepcli.training.tracks import find_tracks
 
     write_song(tmp_path / "a", bpm=126, note=semitone(2), first=0.47, seconds=12.0)
     (song,) = prepare(find_tracks([tmp_path], ()), SOURCES, SOURCES, sample_rate=RATE, channels=2)

@@ -12,10 +12,11 @@ import soundfile
 
 from sepcli.errors import AudioError, UsageError
 from sepcli.training import band, samples, synth
-from sepcli.training.data import find_tracks, prepare
+from sepcli.training.data import prepare
 from sepcli.training.effects import RATE
 from sepcli.training.instruments import perform, string_notes
 from sepcli.training.score import compose, drum_hits, melody, riff_notes, wall_notes
+from sepcli.training.tracks import find_tracks
 from tests.training.songs import sound
 
 SECONDS = 5.0
