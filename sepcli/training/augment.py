@@ -10,7 +10,7 @@ from sepcli.training.recipe import Augment, Repitch
 
 
 def augment(stems: Tensor, rules: Augment, length: int, sample_rate: int, keys: Sequence[str]) -> Tensor:
-    """(B, S, C, T) -> (B, S, C, length): shift, channel swap, sign, scale, peak, remix.
+    """(B, S, C, T) -> (B, S, C, length): shift, channel swap, sign, scale, peak, remix, mono.
 
     `keys` seed each item's draws, so that they do not depend on how a batch is shared out.
     """
@@ -48,6 +48,9 @@ def augment(stems: Tensor, rules: Augment, length: int, sample_rate: int, keys: 
         stems = torch.where(peaks > 1e-3, stems * (rules.peak / peaks.clamp_min(1e-3)), stems)
     if rules.remix > 1:
         stems = remixed(stems, rules.remix, draws)
+    if rules.mono:
+        folded = torch.tensor([draw.random() < rules.mono for draw in draws], device=stems.device)
+        stems = torch.where(folded[:, None, None, None], stems.mean(dim=2, keepdim=True), stems)
     return stems
 
 

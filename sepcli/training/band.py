@@ -137,7 +137,7 @@ def other(song: Session) -> Sound:
         out += part(song, number)
     if chance(stream(song.seed, "riff"), 0.4):
         out += riff(song)
-    if chance(stream(song.seed, "wall"), 0.25):
+    if chance(stream(song.seed, "wall"), 0.3):
         out += wall(song)
     if song.folder and chance(rng, 0.2):
         texture = samples.loop(song.folder, pick(rng, ("other", "guitar")), song.score.bar, song.length, rng)
@@ -180,20 +180,33 @@ def riff(song: Session) -> Sound:
 def wall(song: Session) -> Sound:
     """A distorted guitar that plays whole chords (2, length), often a take on each side: a wall of sound."""
     rng = stream(song.seed, "wall sound")
-    make = samples.recorded_notes(song.folder, "guitar", rng) if song.folder and chance(rng, 0.4) else None
+    make = samples.recorded_notes(song.folder, "guitar", rng) if song.folder and chance(rng, 0.6) else None
     notes = wall_notes(song.score, song.seed)
     return amplified(song, rng, notes, make or string_notes(rng), between(rng, 15, 45), low=between(rng, 60, 120))
 
 
 def amplified(song: Session, rng: Rng, notes: Sequence[Note], make: NoteMaker, drive: float, low: float) -> Sound:
-    """Notes through an amplifier and its cabinet (2, length), one take or two; nothing below `low` Hz, drive in dB."""
+    """Notes through an amplifier and its cabinet (2, length), one to four takes; nothing below `low` Hz, drive in dB.
+
+    Where there is much drive, the hiss and hum of pickups, pedals and preamplifier come up with the strings, at times
+    until the guitar is more noise than notes, or a pedal drives the amplifier.
+    """
+    hiss = 10 ** (between(rng, -50, -5) / 20) if drive > 20 else 0.0
+    pedal = between(rng, 10, 30) if drive > 20 and chance(rng, 0.3) else 0.0
     high, tilt = between(rng, 2500, 6000), between(rng, -6, -1)
     bells = [(between(rng, 90, 250), between(rng, -3, 6), 1.0), (between(rng, 400, 3000), between(rng, -6, 6), 1.0)]
     side = pick(rng, (0.0, between(rng, 0.1, 0.5), between(rng, 0.6, 1.0)))
     out = np.zeros((2, song.length), np.float32)
-    for place in (-side, side) if side and chance(rng, 0.6) else (pick(rng, (-side, side)),):
-        late = [replace(note, start=note.start + abs(float(rng.normal(0, 0.008)))) for note in notes]
-        sound = fx.placed(perform(late, make, song.length), place)
+    both, one = (-side, side), (pick(rng, (-side, side)),)
+    thick = 2 if drive > 20 and chance(rng, 0.25) else 1
+    for place in (both if side and chance(rng, 0.6) else one) * thick:
+        late = [replace(note, start=note.start + abs(float(rng.normal(0, 0.008 * thick)))) for note in notes]
+        strings = perform(late, make, song.length)
+        if hiss:
+            noise = rng.standard_normal(song.length, np.float32) * playing(song, "other")
+            strings += np.float32(hiss * fx.rms(strings)) * noise
+        sound = fx.placed(strings, place)
+        sound = fx.saturate(sound, pedal, between(rng, 0, 0.2)) if pedal else sound
         sound = fx.saturate(sound, drive, between(rng, 0, 0.2)) if drive else sound
         out += fx.equalise(sound, low=low, high=high, bells=bells, tilt=tilt, steep=6.0)
     if chance(rng, 0.4):

@@ -73,7 +73,8 @@ class Augment:
     a factor. `drop`: probability that a source is silent. `shift`: up to so many seconds, `together` the same for all
     sources. `swap`, `sign`: probabilities that the channels are reversed, the sign is. `scale`: range of a factor.
     `peak`: every excerpt is brought to this largest signed sample, silence excepted. `remix`: sources are permuted
-    within groups of so many items.
+    within groups of so many items. `mono`: probability that all sources of an item, and so its mixture, are mono:
+    every channel is their mean.
     """
 
     mix: bool = False
@@ -90,6 +91,7 @@ class Augment:
     scale: tuple[float, float] = (1.0, 1.0)
     peak: float = 0.0
     remix: int = 1
+    mono: float = 0.0
 
 
 LossName = Literal["l1", "mse", "cws", "magnitude", "multi_domain", "spectral_rmse", "multi_stft", "sdr"]
@@ -316,7 +318,7 @@ def check(recipe: Recipe) -> None:
     if min(data.weights.values(), default=1) < 1:
         raise UsageError(f"data.weights = {dict(data.weights)}: must be 1 or more")
     chances = {"augment.swap": augment.swap, "augment.sign": augment.sign}
-    chances |= {"augment.intact": augment.intact, "augment.drop": augment.drop}
+    chances |= {"augment.intact": augment.intact, "augment.drop": augment.drop, "augment.mono": augment.mono}
     if vary := augment.vary:
         chances["augment.vary.chance"] = vary.chance
         if min(vary.speed, vary.equaliser, vary.pan, vary.reverb) < 0 or not 0 <= vary.width[0] <= vary.width[1]:

@@ -47,7 +47,7 @@ def sounds_in(place: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES))
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=1024)
 def sound_of(path: Path) -> Sound:
     """A recording (2, T) at 44.1 kHz, peak 1, silence before its begin cut. Raises AudioError."""
     sound = np.pad(decoded(path, RATE, 2), ((0, 1), (0, 0))).T
@@ -57,7 +57,7 @@ def sound_of(path: Path) -> Sound:
     return np.ascontiguousarray(sound[:, max(0, first - 64) :] / np.float32(peak))
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=4096)
 def pitch_of(path: Path) -> float | None:
     """The pitch of a recorded note in semitones, or None: by autocorrelation between 28 and 1,200 Hz."""
     sound = sound_of(path).mean(axis=0)

@@ -75,6 +75,17 @@ def test_the_peak_rule_looks_at_the_largest_signed_sample() -> None:
     assert torch.equal(out[1], sound[1]), "silence stays as it is"
 
 
+def test_whole_items_become_mono_as_often_as_asked() -> None:
+    many = stems().repeat(40, 1, 1, 1)[..., :4]
+    keys = [f"0 1 {index}" for index in range(320)]
+    out = augment(many, Augment(mono=0.25, remix=4), 4, 100, keys)
+    same = augment(many, Augment(remix=4), 4, 100, keys)
+    folded = (out[:, :, 0] == out[:, :, 1]).all(-1).all(-1)
+    assert torch.equal(out[~folded], same[~folded])
+    assert torch.equal(out[folded], same[folded].mean(dim=2, keepdim=True).expand(-1, -1, 2, -1))
+    assert float(folded.double().mean()) == pytest.approx(0.25, abs=0.1)  # 320 draws: four deviations
+
+
 def test_remix_permutes_each_source_within_groups() -> None:
     out = remixed(stems(), 4, [random.Random(key) for key in KEYS])
     numbers = (out[:, :, 0, 0] - 1) % 10

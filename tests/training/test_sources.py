@@ -125,7 +125,7 @@ def test_lists_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_the_list_of_mini_names_digests_and_holds_out_whole_acts_and_singers() -> None:
     listed = sources.read("mini")
     files = [source.file for recording in listed.recordings for source in recording.sources]
-    assert len(listed.recordings) == 485
+    assert len(listed.recordings) == 686
     assert all(len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef") for file in files)
     assert all(file.url.startswith("https://raw.githubusercontent.com/") for file in files)
     assert {"bristol7s-political-captain", "mdn-multitrack-demo"} == listed.songs

@@ -143,6 +143,38 @@ def test_a_wall_is_of_chords_and_denser_than_its_strings() -> None:
     assert np.median(ratios) > 1.5
 
 
+def test_the_noise_of_an_amplifier_is_heard_where_there_is_much_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, level = band.between, {}
+
+    def between(rng: np.random.Generator, low: float, high: float) -> float:
+        drawn = real(rng, low, high)
+        return level["hiss"] if (low, high) == (-50, -5) else drawn
+
+    monkeypatch.setattr(band, "between", between)
+    ratios: dict[float, list[float]] = {40.0: [], 10.0: []}
+    for seed in range(6):
+        song = synth.begin(seed, 4.0)
+        notes = wall_notes(song.score, seed)
+        for drive in ratios if notes else ():
+            heard = []
+            for level["hiss"] in (-50.0, -5.0):
+                rngs = np.random.default_rng(seed), np.random.default_rng(0)
+                sound = band.amplified(song, rngs[0], notes, string_notes(rngs[1]), drive, 80.0)
+                assert sound.shape == (2, song.length)
+                heard.append(flatness(sound.mean(axis=0)))
+            ratios[drive].append(heard[1] / heard[0])
+    assert len(ratios[40.0]) >= 4
+    assert np.median(ratios[40.0]) > 1.5
+    assert set(ratios[10.0]) == {1.0}
+
+
+def flatness(sound: np.ndarray) -> float:
+    """Geometric over arithmetic mean of the power from 1 to 2.4 kHz: 1 is noise, little is a few lines."""
+    power = np.square(np.abs(np.fft.rfft(sound * np.hanning(len(sound)))))
+    bins = power[int(1000 * len(sound) / 44100) : int(2400 * len(sound) / 44100)] + 1e-12
+    return float(np.exp(np.log(bins).mean()) / bins.mean())
+
+
 def crest(sound: np.ndarray) -> float:
     """The peak over the root mean square of what is not silence."""
     played = sound[np.abs(sound) > 1e-4 * np.abs(sound).max()]
