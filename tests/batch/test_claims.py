@@ -66,9 +66,9 @@ def test_what_is_let_go_is_free(member) -> None:
 
 
 def test_a_living_holder_keeps_its_claim_beyond_the_lease(member) -> None:
-    one, two = member(1.0), member(1.0)
+    one, two = member(3.0), member(3.0)
     assert one.take(SONG) == "ours"
-    time.sleep(1.6)
+    time.sleep(3.6)
     assert two.take(SONG) == "held"
 
 

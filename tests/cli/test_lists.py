@@ -244,7 +244,7 @@ def test_two_processes_share_a_list_by_claims(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.passthrough", "separate", "--model", "pass.safetensors", "songs"]
     running = [
         subprocess.Popen(
-            [*command, "--claim", "claims", "--lease", "5s", "--journal", f"{name}.jsonl"],
+            [*command, "--claim", "claims", "--lease", "1m", "--journal", f"{name}.jsonl"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=tmp_path,

@@ -14,7 +14,7 @@ from sepcli.weights.catalog import catalog
 from sepcli.weights.own import toml
 from tests import passthrough
 
-QUICK = fetch.Patience(timeout=0.5, attempts=2, pause=0.01)
+QUICK = fetch.Patience(timeout=2, attempts=2, pause=0.01)
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(int(word))
             return
         if word == "hang":
-            time.sleep(1.5)
+            self.connection.settimeout(60)
+            self.connection.recv(1)  # until the other side leaves
             return
         if word == "html":
             self.answer(200, b"<!DOCTYPE html><p>log in", {"Content-Type": "text/html; charset=utf-8"})
@@ -207,10 +208,9 @@ def test_a_git_lfs_pointer_is_refused(server: Server) -> None:
 
 def test_a_server_that_hangs_is_left_after_the_timeout(server: Server) -> None:
     server.script = ["hang"]
-    begun = time.monotonic()
     with pytest.raises(ModelError, match="timed out"):
         get(FileSpec(f"{server.url}/a.th", DIGEST), patience=Patience(timeout=0.2, attempts=2, pause=0.01))
-    assert time.monotonic() - begun < 2.9  # waiting twice for the server takes 3 s
+    assert len(server.asked) == 2
 
 
 def test_a_refused_connection_is_one_line() -> None:
