@@ -47,7 +47,7 @@ def test_actors_give_what_one_process_gives_though_one_is_killed(tmp_path: Path)
     passthrough.save(tmp_path / "pass.safetensors", segment=0.2)
     (tmp_path / "songs").mkdir()
     for index in range(12):
-        drawn = np.random.default_rng(index).uniform(-0.5, 0.5, (150_000 + 5_000 * index, 2))
+        drawn = np.random.default_rng(index).uniform(-0.5, 0.5, (600_000 + 5_000 * index, 2))
         soundfile.write(tmp_path / f"songs/{index}.wav", drawn, 44100)
     call = ["separate", "--model", "pass.safetensors", "songs", "--threads", "1"]
     kept = {"cwd": tmp_path, "env": environment(tmp_path)}
