@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableSequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -54,13 +54,20 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
         thread.join()
 
 
-def behind(items: Iterable[T], consume: Callable[[Iterator[T]], R], depth: int = 4) -> R:
+def behind(
+    items: Iterable[T],
+    consume: Callable[[Iterator[T]], R],
+    depth: int = 4,
+    stopped: MutableSequence[BaseException] | None = None,
+) -> R:
     """What `consume(items)` gives, run in a thread that is at most `depth` items behind; items are made in this one.
 
     An exception of `items`, or one that interrupts this thread, is raised inside `consume` at its place, so that it
     can clean up, and then here; an exception of `consume` is raised here at the next item. However it ends, `items`
-    is closed, if it can be.
+    is closed, if it can be, and `consume` is waited for. What interrupts this thread after the last item is put into
+    `stopped`, for `consume` to look at, and raised here when it has come to its end.
     """
+    late: MutableSequence[BaseException] = [] if stopped is None else stopped
     waiting: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=max(1, depth))
     results: list[R] = []
     failures: list[BaseException] = []
@@ -97,12 +104,18 @@ def behind(items: Iterable[T], consume: Callable[[Iterator[T]], R], depth: int =
         end = error
         raise
     finally:
-        while not over.is_set():
+        told = False
+        while not over.is_set():  # not thread.join(): interrupted once, it takes a running thread for an ended one
             try:
-                waiting.put((None, end), timeout=0.1)
-                break
+                if not told:
+                    waiting.put((None, end), timeout=0.1)
+                    told = True
+                over.wait()
             except queue.Full:
                 continue
+            except BaseException as error:  # noqa: BLE001 - raised below, once nothing is half done
+                late.append(error)
+                end = end if told else error
         thread.join()
         close = getattr(items, "close", None)
         if close is not None:
@@ -110,4 +123,6 @@ def behind(items: Iterable[T], consume: Callable[[Iterator[T]], R], depth: int =
         failure = failures.pop() if failures else None
         if failure is not None and failure is not end:
             raise failure
+        if late:
+            raise late[0]
     return results[0]

@@ -251,6 +251,7 @@ def write_set(
     cover: bytes = b"",
     sidecar: Callable[[Written], tuple[Path, bytes]] | None = None,
     hidden_in: Path | None = None,
+    stopped: Sequence[BaseException] = (),
 ) -> Written:
     """Write the stems of a song, whose blocks (frames, channels) come in step, to `targets`: all of them, or none.
 
@@ -260,7 +261,8 @@ def write_set(
 
     `clip` says what happens beyond full scale where the format clips: "common" lowers all stems of the song by the same
     gain, "rescale" each by its own, "none" lets them saturate. "clamp" saturates in 32-bit float too. The gain is known
-    at the end of the song only: until then the stems wait in float files.
+    at the end of the song only: until then the stems wait in float files. An exception that another thread puts into
+    `stopped` is raised at the next block.
 
     Raises UsageError before a block is asked for; AudioError where the disk is full or cannot be written, or a sample
     is not a number.
@@ -294,6 +296,8 @@ def write_set(
 
         frames = 0
         for block in source:
+            for error in stopped:
+                raise error
             frames += [*crew.map(write, block.keys(), block.values())][-1]
         if not frames:
             raise AudioError(f"{next(iter(targets.values()))}: there is no sound to write (0 frames)")

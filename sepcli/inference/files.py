@@ -123,6 +123,7 @@ def separate_song(
         return sidecar, described(sidecar, facts | so_far, written)
 
     def write() -> "Written":
+        stopped: list[BaseException] = []
         blocks = separate_clip(
             bag,
             clip,
@@ -144,8 +145,9 @@ def separate_song(
             cover=read_cover(song.path) if holds_cover(form.container) else b"",
             sidecar=describe if plan.sidecar else None,
             hidden_in=sidecar.parent,
+            stopped=stopped,
         )
-        return behind(unchanged(blocks, found.path, before), consume)
+        return behind(unchanged(blocks, found.path, before), consume, stopped=stopped)
 
     try:
         written = until_it_fits(write)

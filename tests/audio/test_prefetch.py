@@ -1,4 +1,5 @@
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -159,4 +160,47 @@ def test_an_interrupt_here_closes_the_items_so_that_no_thread_waits() -> None:
     except OSError as error:
         kept = error  # as a debugger or an error report would
     assert isinstance(kept, OSError)
+    assert ours() == []
+
+
+class Alarm(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["a consumer that looks", "one that does not"])
+def test_an_interrupt_after_the_last_item_waits_for_the_consumer_to_clean_up(asks: bool) -> None:
+    stopped: list[BaseException] = []
+    seen: list[object] = []
+    began = threading.Event()
+
+    def consume(arriving: Iterator[int]) -> int:
+        seen.extend(arriving)
+        began.set()
+        try:
+            deadline = time.monotonic() + (60 if asks else 0.5)
+            while time.monotonic() < deadline:
+                for error in stopped if asks else ():
+                    raise error
+                time.sleep(0.01)
+            return 3
+        finally:
+            seen.append("cleaned up")
+
+    def ring(_number: int, _frame: object) -> None:
+        raise Alarm
+
+    def interrupt() -> None:
+        began.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(Alarm):
+            behind([1, 2], consume, stopped=stopped)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [1, 2, "cleaned up"]
     assert ours() == []

@@ -199,6 +199,23 @@ def test_a_signal_ends_after_cleaning_up_and_finished_songs_stay(
     assert not [name for name in left if ".sepcli-" in name or name.startswith("pass/9")]
 
 
+def test_an_interrupt_while_stems_are_encoded_leaves_nothing(tmp_path: Path, environment) -> None:
+    passthrough.save(tmp_path / "pass.safetensors", segment=5.0)
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(9).uniform(-0.5, 0.5, (44100 * 120, 2)), 44100)
+    words = ["separate", "--model", "pass.safetensors", "--format", "mp3", "long.wav"]
+    command = [sys.executable, "-m", "tests.passthrough", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        while process.poll() is None and not any(
+            file.stat().st_size for file in tmp_path.glob("separated/pass/long/.sepcli-*/*.mp3")
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.read() == "sepcli: error: interrupted; finished songs are kept\n"
+        assert process.wait() == 130
+    assert tree(tmp_path / "separated") == {}
+
+
 def test_where_nobody_reads_the_results_the_work_goes_on(batch, tmp_path: Path, environment) -> None:
     command = [sys.executable, "-m", "tests.passthrough", *batch]
     with subprocess.Popen(
