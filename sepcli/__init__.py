@@ -129,6 +129,11 @@ def separate_file(
         load_it = loader(plan, notice)
     else:
         bag = model
+        if two_stems and bag.wanted:
+            from sepcli.errors import UsageError
+
+            hint = "load it without stems"
+            raise UsageError(f"two_stems={two_stems!r}: the model was loaded with {', '.join(bag.wanted)} alone", hint)
         plan = replace(plan, stems=plan.stems or (() if two_stems else bag.wanted), **bag.asked)
         load_it = lambda: bag  # noqa: E731 - a `def` would redefine what the other branch assigns
     check_plan(plan)

@@ -1,5 +1,6 @@
 """The Python face: what it gives, and what importing it costs."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,34 @@ def test_a_loaded_separator_is_used_as_it_was_loaded(weights, song, tmp_path: Pa
     assert sepcli.separate_file(song, tmp_path / "out", model=str(weights)).status == "done"
     only = sepcli.load(str(weights), device="cpu", stems=["bass"])
     assert list(sepcli.separate_file(song, tmp_path / "two", model=only).stems) == ["bass"]
+
+
+def test_a_separator_of_some_stems_cannot_say_what_the_others_are(weights, song, tmp_path: Path) -> None:
+    some = sepcli.load(str(weights), stems=["bass", "drums"], device="cpu")
+    with pytest.raises(UsageError, match="loaded with bass, drums alone"):
+        sepcli.separate_file(song, tmp_path / "out", model=some, two_stems="bass")
+
+
+def test_tensors_of_half_precision_stay_so_and_rates_are_whole_numbers(weights: Path) -> None:
+    loaded = sepcli.load(str(weights), device="cpu")
+    mixture = torch.linspace(-0.5, 0.5, 8000).reshape(2, -1)
+    for kind in (torch.bfloat16, torch.float16, torch.float64):
+        stems = loaded.separate(mixture.to(kind), 44100.0)
+        assert {stem.dtype for stem in stems.values()} == {kind}
+    for rate in (44100.5, 0, float("nan")):
+        with pytest.raises(UsageError, match="sample_rate = "):
+            loaded.separate(mixture, rate)
+    with pytest.raises(UsageError, match="must be floats"):
+        loaded.separate(mixture.long(), 44100)
+
+
+def test_a_run_with_a_dot_in_its_name_has_a_folder_of_its_own(song, tmp_path: Path, weights: Path) -> None:
+    for name in ("lr0.1", "lr0.2"):
+        (tmp_path / name).mkdir()
+        shutil.copy(weights, tmp_path / name / "best.safetensors")
+        record = sepcli.separate_file(song, tmp_path / "out", model=str(tmp_path / name))
+        assert record.status == "done"
+        assert Path(record.stems["drums"]).parent.parent.name == name
 
 
 def test_errors_are_those_of_the_command_line(weights, song, tmp_path: Path) -> None:

@@ -48,13 +48,15 @@ def find_songs(inputs: Sequence[Path], recursive: bool) -> tuple[list[Found], li
     found: dict[str, Found] = {}
     problems = []
     for path in inputs:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
             found.setdefault(os.path.realpath(path), Found(path))
             continue
-        songs = list(_songs_of(path, recursive))
+        unreadable: list[OSError] = []
+        songs = list(_songs_of(path, recursive, unreadable))
+        problems += [AudioError(f"{error.filename}: cannot be read: {error.strerror}") for error in unreadable]
         for song in songs:
             found.setdefault(os.path.realpath(song), Found(song, PurePath(song.parent.relative_to(path))))
-        if not songs:
+        if not songs and not unreadable:
             hint = "" if recursive else "--recursive looks into the folders below it"
             problems.append(AudioError(f"{path}: no song in this folder", hint))
     if not found and problems:
@@ -62,10 +64,13 @@ def find_songs(inputs: Sequence[Path], recursive: bool) -> tuple[list[Found], li
     return list(found.values()), problems
 
 
-def _songs_of(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Songs of a folder, then of those below it; a folder that links to one above it is not entered again."""
+def _songs_of(folder: Path, recursive: bool, unreadable: list[OSError]) -> Iterator[Path]:
+    """Songs of a folder, then of those below it; a folder that links to one above it is not entered again.
+
+    Why a folder cannot be read goes to `unreadable`.
+    """
     entered = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
         place = os.path.realpath(here)
         if place in entered:
             folders.clear()
@@ -75,6 +80,16 @@ def _songs_of(folder: Path, recursive: bool) -> Iterator[Path]:
             if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES:
                 yield Path(here, name)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; where it may not be looked at, or the name is too long, Path.exists raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def native(path: Path) -> str | bytes:
+    """A path for libsndfile: soundfile itself fails on names that are not UTF-8."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def track_name(path: Path) -> str:

@@ -249,6 +249,8 @@ def _refuse_cut_off(path: Path, file: BinaryIO, frames: int) -> None:
     there = size - place - 8
     if stated <= there:
         return
+    if not frames:
+        raise AudioError(f"{path}: cut off: none of its frames are there")
     promised = stated // (there // frames) if there >= frames else stated * frames // there
     if promised > frames:
         raise AudioError(f"{path}: cut off: {frames:,} of {promised:,} frames are there")

@@ -20,6 +20,7 @@ import soundfile
 from sepcli.audio.blocks import BLOCK, Block
 from sepcli.audio.cover import add_cover
 from sepcli.audio.hidden import hidden_folder
+from sepcli.audio.paths import exists, native
 from sepcli.audio.read import MAX_CHANNELS, MAX_RATE, TAGS, VORBIS_ORDER
 from sepcli.errors import AudioError, UsageError
 
@@ -164,7 +165,7 @@ class _Stem:
         self.sound = self._open(**_encoder(format, rate, channels))
 
     def _open(self, **encoder: Any) -> Any:
-        sound = soundfile.SoundFile(self.path, "w", self.rate, self.channels, **encoder)
+        sound = soundfile.SoundFile(native(self.path), "w", self.rate, self.channels, **encoder)
         for key in TAGS:
             if text := " ".join(self.tags.get(key, "").replace("\0", " ").split()):
                 with suppress(soundfile.LibsndfileError):  # a container without a place for it
@@ -192,7 +193,7 @@ class _Stem:
         short = self.path.rename(self.path.with_suffix(".short"))
         encoder = _encoder(self.format, self.rate, self.channels)
         self.sound = self._open(**encoder | {"format": "RF64"})
-        with soundfile.SoundFile(short) as before:
+        with soundfile.SoundFile(native(short)) as before:
             kind = {16: "int16", 24: "int32", 0: "float32"}[self.bits]
             while len(block := before.read(BLOCK, dtype=kind, always_2d=True)):
                 self.sound.write(block)
@@ -203,7 +204,7 @@ class _Stem:
         self.sound.close()
         if cover:
             add_cover(self.path, cover, self.tags)
-        with soundfile.SoundFile(self.path) as sound:
+        with soundfile.SoundFile(native(self.path)) as sound:
             if (sound.frames, sound.samplerate, sound.channels) != (frames, self.rate, self.channels):
                 raise OSError(errno.EIO, f"{sound.frames:,} of {frames:,} frames arrived on the disk")
         with self.path.open("rb+") as file:
@@ -300,7 +301,7 @@ def write_set(
                 raise error
             frames += [*crew.map(write, block.keys(), block.values())][-1]
         if not frames:
-            raise AudioError(f"{next(iter(targets.values()))}: there is no sound to write (0 frames)")
+            raise AudioError("there is no sound to write (0 frames)")
         for stem in stems.values():
             with told():
                 stem.finish(frames, cover)
@@ -386,7 +387,7 @@ def _hidden_folder(parent: Path, targets: Sequence[Path]) -> Iterator[Path]:
     After an exception the folders that were made for this set are gone too.
     """
     above = {folder for target in targets for folder in target.parents} | {parent, *parent.parents}
-    missing = sorted((folder for folder in above if not folder.exists()), key=lambda folder: len(folder.parts))
+    missing = sorted((folder for folder in above if not exists(folder)), key=lambda folder: len(folder.parts))
     with ExitStack() as stack:
         try:
             with _told(parent):

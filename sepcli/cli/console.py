@@ -75,8 +75,9 @@ def result(text: str) -> None:
 
 
 def document(value: dict[str, Any]) -> None:
-    """A machine-readable result, one line."""
-    result(json.dumps({"schema": 1} | value, ensure_ascii=False, allow_nan=False))
+    """A machine-readable result, one line of UTF-8: what of a name is none is escaped, as os.fsencode understands."""
+    text = json.dumps({"schema": 1} | value, ensure_ascii=False, allow_nan=False)
+    result("".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) < 0xE000 else c for c in text))
 
 
 def notice(text: str) -> None:

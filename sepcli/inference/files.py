@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sepcli import __version__
 from sepcli.audio.hidden import sweep
-from sepcli.audio.paths import Found
+from sepcli.audio.paths import Found, exists
 from sepcli.errors import AudioError, UsageError
 from sepcli.inference.plan import (
     DECIDES,
@@ -25,7 +25,7 @@ from sepcli.inference.plan import (
     stem_path,
     stems_of,
 )
-from sepcli.inference.sidecar import described, digest_of_file, finished_set
+from sepcli.inference.sidecar import described, digest_of_file, finished_set, kept_sets, read_sets, text_of
 
 if TYPE_CHECKING:
     from sepcli.audio.read import Song
@@ -113,7 +113,7 @@ def separate_song(
     bag = load()
     stems = stems_of(plan, bag.sources)
     targets = {stem: stem_path(found, index, plan, stem, form.extension) for stem in stems}
-    if plan.existing == "error" and (there := [path for path in targets.values() if path.exists()]):
+    if plan.existing == "error" and (there := [path for path in targets.values() if exists(path)]):
         raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out", reason="io")
     record = Record(str(found.path), plan.model)
     facts = facts_of(found, song, plan, bag, form, rate)
@@ -121,6 +121,12 @@ def separate_song(
     def describe(written: "Written") -> tuple[Path, bytes]:
         so_far = {"device": devices_of(bag), "warnings": warnings_of(song, form, rate, plan, bag, written)}
         return sidecar, described(sidecar, facts | so_far, written)
+
+    kept = kept_sets(sidecar, targets.values())
+    stale = len(kept) < len(read_sets(sidecar))
+
+    def forget(_written: "Written") -> tuple[Path, bytes]:
+        return sidecar, text_of(kept)
 
     def write() -> "Written":
         stopped: list[BaseException] = []
@@ -143,7 +149,7 @@ def separate_song(
             seed=plan.seed,
             tags=song.tags,
             cover=read_cover(song.path) if holds_cover(form.container) else b"",
-            sidecar=describe if plan.sidecar else None,
+            sidecar=describe if plan.sidecar else forget if stale else None,
             hidden_in=sidecar.parent,
             stopped=stopped,
         )
@@ -170,7 +176,7 @@ def finished(found: Found, index: int, plan: Plan) -> Record | None:
     if plan.existing != "skip":
         return None
     sidecar = sidecar_path(found, index, plan)
-    if not sidecar.exists() or (made := finished_set(sidecar, set_key(digest_of_file(found.path), plan))) is None:
+    if not exists(sidecar) or (made := finished_set(sidecar, set_key(digest_of_file(found.path), plan))) is None:
         return None
     return skipped(str(found.path), plan, made, str(sidecar.parent))
 
@@ -204,7 +210,7 @@ def check_disk(found: Found, plan: Plan, form: "Format", rate: int, clip: "Clip"
     size = {"16": 2, "24": 3, "32f": 4}[form.depth] if form.lossless else 0.5
     spooled = 4 if form.clips and plan.clip in ("common", "rescale") and not plan.consistent else 0
     needed = int(samples * stems * (size + spooled))
-    folder = next(place for place in [plan.out.absolute(), *plan.out.absolute().parents] if place.exists())
+    folder = next(place for place in [plan.out.absolute(), *plan.out.absolute().parents] if exists(place))
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"{found.path}: its stems want {needed / 2**20:,.0f} MiB on the way, {folder} has {free / 2**20:,.0f}"
@@ -263,7 +269,7 @@ def warnings_of(song: "Song", form: "Format", rate: int, plan: Plan, bag: "Bag",
     if rate != song.sample_rate:
         warnings.append(f"written at {rate} Hz: {form.container} does not know {song.sample_rate} Hz")
     beyond = [stem for stem, peak in written.peaks.items() if peak > 1]
-    if written.gain != 1.0:
+    if lowered(written.gain):
         warnings.append(f"{', '.join(beyond)} beyond full scale: written with gain {told(written.gain)}")
     elif beyond and not plan.consistent and (form.clips or plan.clip == "clamp"):
         warnings.append(f"{', '.join(beyond)} beyond full scale: cut off there, as --clip {plan.clip} says")
@@ -293,6 +299,10 @@ def expected(song: "Song", first: int, last: int | None) -> int | None:
     if song.frames is None:
         return None
     return max(0, (song.frames if last is None else min(last, song.frames)) - first)
+
+
+def lowered(gain: float | Mapping[str, float]) -> bool:
+    return any(value != 1.0 for value in (gain.values() if isinstance(gain, Mapping) else [gain]))
 
 
 def told(gain: float | Mapping[str, float]) -> str:

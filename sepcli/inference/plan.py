@@ -64,7 +64,7 @@ class Plan:
         names = []
         for name in self.model.split(","):
             path = Path(name.strip())
-            plain = path.stem if is_path(name.strip()) else name.strip()
+            plain = (path.name if path.is_dir() else path.stem) if is_path(name.strip()) else name.strip()
             names.append(path.absolute().parent.name if is_path(name.strip()) and plain == "best" else plain)
         return "+".join(names)
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def key_of(source: str, weights: list[Any], settings: Mapping[str, Any]) -> str:
 def read_sets(sidecar: Path) -> list[dict[str, Any]]:
     """The sets that a sidecar tells of; none where there is no sidecar, or one that is not ours."""
     try:
-        sets = json.loads(sidecar.read_text(encoding="utf-8"))["sets"]
+        sets = json.loads(sidecar.read_text(encoding="utf-8", errors="surrogateescape"))["sets"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [record for record in sets if isinstance(record, dict)] if isinstance(sets, list) else []
@@ -71,8 +71,6 @@ def described(sidecar: Path, facts: Mapping[str, Any], written: "Written") -> by
         stem: {"path": path.relative_to(sidecar.parent).as_posix(), "bytes": written.bytes[stem]}
         for stem, path in written.paths.items()
     }
-    taken = {file["path"] for file in files.values()}
-    others = [record for record in read_sets(sidecar) if not taken & files_of(record)]
     record = {
         **facts,
         "stems": files,
@@ -80,7 +78,13 @@ def described(sidecar: Path, facts: Mapping[str, Any], written: "Written") -> by
         "peaks": written.peaks,
         "gain": written.gain,
     }
-    return text_of([*others, record])
+    return text_of([*kept_sets(sidecar, written.paths.values()), record])
+
+
+def kept_sets(sidecar: Path, paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The sets that a sidecar tells of, but for those of which one of these files is a part."""
+    taken = {path.relative_to(sidecar.parent).as_posix() for path in paths}
+    return [record for record in read_sets(sidecar) if not taken & files_of(record)]
 
 
 def text_of(sets: Sequence[Mapping[str, Any]]) -> bytes:

@@ -134,11 +134,16 @@ def separate_array(
 
     Raises UsageError for what is no mixture, AudioError for samples that are no numbers, in or out.
     """
-    array = mixture.detach().cpu().numpy() if isinstance(mixture, Tensor) else np.asarray(mixture)
+    if isinstance(mixture, Tensor):
+        plain = mixture.detach().cpu()  # numpy knows no bfloat16
+        array = plain.float().numpy() if plain.is_floating_point() else plain.numpy()
+    else:
+        array = np.asarray(mixture)
     if array.ndim != 2 or not array.size or array.shape[0] > 64 or not np.issubdtype(array.dtype, np.floating):
         raise UsageError(f"a mixture must be floats (channels, time), not {array.dtype} {array.shape}")
-    if sample_rate < 1:
-        raise UsageError(f"sample_rate = {sample_rate}: must be at least 1 Hz")
+    if not (sample_rate >= 1 and float(sample_rate).is_integer()):
+        raise UsageError(f"sample_rate = {sample_rate}: must be a whole number of at least 1 Hz")
+    sample_rate = int(sample_rate)
     frames = np.ascontiguousarray(array.T, dtype=np.float32)
     if not np.isfinite(frames).all():
         raise AudioError("the mixture holds samples that are not finite numbers", reason="nan")

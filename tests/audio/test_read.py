@@ -342,6 +342,14 @@ def test_a_wav_that_was_cut_off_says_what_is_there(encoder, noise, tmp_path):
     assert refused(path) == "cut off: 6,000 of 10,000 frames are there"
 
 
+@pytest.mark.parametrize("beyond", [0, 1, 3])
+def test_a_wav_that_was_cut_off_behind_its_header_says_that_nothing_is_there(beyond, noise, tmp_path):
+    path = save(tmp_path / "a.wav", noise(10_000))
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"data") + 8 + beyond])
+    assert refused(path) == "cut off: none of its frames are there"
+
+
 @pytest.mark.parametrize("data", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF000])
 def test_a_wav_from_a_pipe_whose_length_was_not_known_is_read_to_its_end(data, noise, tmp_path):
     body = np.rint(noise(1000) * 32767).astype("<i2").tobytes()

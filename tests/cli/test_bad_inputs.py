@@ -3,9 +3,11 @@
 `pytest tests/cli/test_bad_inputs.py -s` prints the table.
 """
 
+import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +216,46 @@ def test_a_file_that_changes_during_the_run_fails_and_leaves_nothing(end, sepcli
     assert (done.code, done.err.count("\n"), len(done.lines)) == (1, 1, 4)
     assert ("has changed" if end == "grows" else "has disappeared") in done.err
     assert {path.name for path in (tmp_path / "separated").iterdir()} == {"good"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_not_utf8_is_separated_told_and_known_again(sepcli, song, tmp_path: Path) -> None:
+    path = song("a.wav", seconds=0.1).rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    for container in ("wav", "mp3"):
+        done = sepcli(path, "--json", "--format", container)
+        assert (done.code, done.err) == (0, "")
+        stem = json.loads(done.out.encode())["stems"]["drums"]
+        assert Path(stem).exists()
+        assert json.loads(sepcli(path, "--json", "--format", container).out)["status"] == "skipped"
+    assert soundfile.read(os.fsencode(tmp_path / os.fsdecode(b"separated/pass/caf\xe9/drums.wav")))[0].shape[1] == 2
+
+
+def test_names_that_are_too_long_fail_alone(sepcli, song, tmp_path: Path) -> None:
+    good = song("good.wav", seconds=0.1)
+    done = sepcli(tmp_path / ("x" * 300), good)
+    told("name too long", done)
+    assert (done.code, done.err.count("\n"), len(done.lines)) == (1, 1, 4)
+    assert "File name too long" in done.err
+    done = sepcli(good, "--out", "y" * 300)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "File name too long" in done.err
+
+
+def test_a_folder_that_may_not_be_read_is_told_and_the_rest_is_done(sepcli, song, tmp_path, monkeypatch) -> None:
+    song("in/good.wav", seconds=0.1)
+    song("in/closed/a.wav", seconds=0.1)
+    real = os.scandir
+
+    def refusing(path: Any = ".") -> Any:
+        if "closed" in Path(path).parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    done = sepcli("in", "--recursive")
+    told("unreadable folder", done)
+    assert (done.code, done.err.count("\n"), len(done.lines)) == (1, 1, 4)
+    assert "in/closed: cannot be read: Permission denied" in done.err
 
 
 def test_an_output_folder_that_may_not_be_written_is_told(sepcli, song, tmp_path, monkeypatch) -> None:

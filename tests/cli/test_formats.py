@@ -127,6 +127,12 @@ def test_tags_and_the_cover_come_with_the_stems(container: str, sepcli, tmp_path
     assert read_cover(tmp_path / done.lines[0]) == (picture if container in ("flac", "mp3") else b"")
 
 
+@pytest.mark.parametrize("clip", ["common", "rescale", "clamp", "none"])
+def test_where_nothing_exceeds_full_scale_nothing_is_said(clip, sepcli, song) -> None:
+    done = sepcli(song("a.wav", seconds=0.2), "--clip", clip, "--json")
+    assert (done.code, done.err, json.loads(done.out)["warnings"]) == (0, "", [])
+
+
 @pytest.mark.parametrize(
     ("clip", "gain", "words"),
     [

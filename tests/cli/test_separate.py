@@ -157,6 +157,19 @@ def test_one_bad_song_does_not_stop_the_others(sepcli, song, tmp_path: Path) -> 
     assert done.err.count("sepcli: error:") == 1
 
 
+def test_a_set_that_was_overwritten_without_a_sidecar_is_not_taken_for_finished(sepcli, song, tmp_path: Path) -> None:
+    path = song("a.wav", seconds=0.3)
+    assert sepcli(path).code == 0
+    assert sepcli(path, "--format", "flac").code == 0
+    first = (tmp_path / "separated/pass/a/vocals.wav").read_bytes()
+    assert sepcli(path, "--start", "0.1", "--end", "0.2", "--no-sidecar").code == 0
+    assert (tmp_path / "separated/pass/a/vocals.wav").read_bytes() != first
+    again = sepcli(path, "--json")
+    assert json.loads(again.out)["status"] == "done"
+    assert (tmp_path / "separated/pass/a/vocals.wav").read_bytes() == first
+    assert json.loads(sepcli(path, "--format", "flac", "--json").out)["status"] == "skipped"
+
+
 def test_a_finished_set_is_skipped_and_another_setting_is_not(sepcli, song, tmp_path: Path) -> None:
     path = song("a.wav")
     stem = tmp_path / "separated/pass/a/drums.wav"
