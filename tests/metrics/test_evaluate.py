@@ -24,7 +24,7 @@ from sepcli.metrics.results import document, finished, key_of, to_csv, to_json
 from sepcli.metrics.scoring import Kind, Scoring
 from sepcli.metrics.sdr import nsdr, si_sdr
 from sepcli.metrics.stems import Pair, Stem, StemSet, find_sets, open_stem, pair, source_of
-from tests.metrics.signals import estimated, museval, musical, white
+from tests.metrics.signals import estimated, museval, musical, stem_mp4, white
 
 RATE = 44100
 ALL = ("SDR", "ISR", "SIR", "SAR", "nSDR")
@@ -118,18 +118,8 @@ def test_two_files_for_one_stem_are_a_problem_of_that_song(tmp_path: Path) -> No
 
 
 def test_a_stem_mp4_is_read_stream_by_stream_at_sixteen_bits(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    path = tmp_path / "A - B.stem.mp4"
     time = np.arange(RATE) / RATE
-    with av.open(str(path), "w", format="mp4") as container:
-        streams = [container.add_stream("aac", rate=RATE, layout="stereo") for _ in range(5)]
-        for index, stream in enumerate(streams):
-            tone = (0.3 * np.sin(2 * np.pi * 220 * (index + 1) * time)).astype(np.float32)
-            for first in range(0, RATE - 1024, 1024):
-                frame = av.AudioFrame.from_ndarray(np.tile(tone[first : first + 1024], (2, 1)), "fltp", "stereo")
-                frame.sample_rate, frame.pts = RATE, first
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+    stem_mp4(tmp_path / "A - B.stem.mp4", [0.3 * np.sin(2 * np.pi * 220 * (index + 1) * time) for index in range(5)])
     song = find_sets([tmp_path])[0]
     assert (song.name, list(song.stems)) == ("A - B", ["mixture", "drums", "bass", "other", "vocals"])
     for index, name in enumerate(("mixture", "drums", "bass", "other", "vocals")):
