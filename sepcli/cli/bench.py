@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sepcli.cli import console
-from sepcli.errors import ModelError, UsageError
+from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.weights.catalog import find
 
 T = TypeVar("T")
@@ -77,11 +77,24 @@ def bench(
 
 
 def in_a_process(work: Callable[..., T], *options: Any, **named: Any) -> T:
-    """What a function gives in a process of its own, so that it finds nobody else's memory."""
-    import multiprocessing
+    """What a function gives in a process of its own, so that it finds nobody else's memory.
 
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, options, named)
+    Raises what the function raises, and SepcliError where its process is killed (a Pool would wait for ever).
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    try:
+        return pool.submit(work, *options, **named).result()
+    except BrokenProcessPool:
+        what = "the process that measured was killed, likely for lack of memory"
+        raise SepcliError(what, "try a smaller network, or less sound with --seconds") from None
+    finally:
+        for process in multiprocessing.active_children():  # an interrupt does not wait for it
+            process.terminate()
+        pool.shutdown()
 
 
 def figures(
