@@ -105,6 +105,35 @@ def test_the_command_prints_a_row_or_a_document(capfdbinary) -> None:
     assert b"is a bag" in capfdbinary.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--pairs", "3"], "--pairs: has no effect without --compare"),
+        (["--both-keep"], "--both-keep: has no effect without --compare"),
+        (["--profile", "--passes", "3"], "--passes: has no effect with --profile"),
+        (["--profile", "-d", "cuda"], "--device cuda: has no effect with --profile, which is on the CPU"),
+        (["--profile", "--one-source"], "--one-source: has no effect with --profile"),
+        (["--profile", "--both-keep"], "--both-keep: has no effect without --compare"),
+        (["--compare", "demucs", "--passes", "3"], "--passes: has no effect with --compare"),
+        (["--compare", "demucs", "--device", "auto"], "--device auto: has no effect with --compare"),
+        (["--compare", "demucs", "--profile"], "--compare and --profile exclude each other"),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_refused(options: list[str], words: str, capfdbinary, monkeypatch) -> None:
+    monkeypatch.setattr("sepcli.cli.bench.in_a_process", None)  # nothing is measured
+    assert run(["bench", "hdemucs", *options]) == 2
+    error = capfdbinary.readouterr().err.decode()
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_the_device_that_profiles_and_comparisons_have_may_be_said(capfdbinary) -> None:
+    options = ["--profile", "--device", "cpu", "--seconds", "0.5", "--json"]
+    assert run(["bench", "cws-mdensenet", *options]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["model"] == "cws-mdensenet"
+
+
 def test_a_process_of_its_own_gives_its_answer_or_its_error() -> None:
     assert in_a_process(os.getpid) != os.getpid()
     with pytest.raises(UsageError, match="no such package"):
