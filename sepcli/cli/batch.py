@@ -78,7 +78,7 @@ def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan:
         show, engine = engine_of(items, plan, options)
         journal = claims = None
         if options.journal is not None:
-            journal = Journal(options.journal, plan, len(items), options.shard)
+            journal = Journal(options.journal, plan, len(items), options.shard, options.claim)
             ends.callback(journal.close)
         if options.claim is not None:
             from sepcli.batch.claims import Claims
@@ -225,14 +225,13 @@ def status(
 
     Exit 1 where something failed or is left.
     """
-    from sepcli.batch.journal import FINISHED, merged, read_journal
+    from sepcli.batch.journal import FINISHED, merged, read_journal, songs_in
 
     histories = [read_journal(path) for path in journals]
     rows = merged(histories)
     states = Counter(row["status"] for row in rows.values())
     finished = sum(states[state] for state in FINISHED)
-    # A kill leaves no lines for what was not begun; a retry counts only what it tries again.
-    total = max(len(rows), sum(max(run["items"] for run in history.runs) for history in histories if history.runs))
+    total = max(len(rows), songs_in(histories))  # a kill leaves no lines for what was not begun
     failed = [row for row in rows.values() if row["status"] == "failed"]
     reasons = Counter(row["reason"] for row in failed)
     done = [row for row in rows.values() if row["status"] == "done"]
