@@ -79,6 +79,11 @@ def find_remote(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], l
     for entry in entries:
         fs, path = open_storage(entry.uri)
         pattern = any(sign in entry.uri for sign in "*?[") and fs.protocol not in ("http", ("http", "https"))
+        try:
+            pattern = pattern and not patiently(partial(fs.exists, path), entry.uri)  # a name may have such signs
+        except AudioError as error:
+            problems.append(error)
+            continue
         if not pattern and PurePath(path).suffix.lower() in AUDIO_SUFFIXES:
             found.setdefault(entry.uri, entry)
             continue

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sepcli.batch.manifest import read_list
 from sepcli.cli import run
 
 
@@ -48,6 +49,28 @@ def test_patterns_are_searched_and_digests_may_be_left_out(sepcli, songs, tmp_pa
     found = rows(tmp_path / "list.jsonl")
     assert sorted(found) == ["a.wav", "b.flac"]
     assert "digest" not in found["a.wav"]
+
+
+def test_an_address_with_brackets_that_is_there_is_a_song_and_no_pattern(sepcli, song, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    place = f"file://{song('in/song [live].wav', seconds=0.2).parent}"
+    song("in/song l.wav", seconds=0.2)  # what the brackets would mean
+    assert run(["data", "scan", f"{place}/*e].wav", "-o", "list.jsonl"]) == 0
+    assert rows(tmp_path / "list.jsonl")["song [live].wav"]["uri"] == f"{place}/song [live].wav"
+    for words in (["--input-list", "list.jsonl"], [f"{place}/song [live].wav"]):
+        done = sepcli(*words, "--json", "--existing", "overwrite")
+        assert done.code == 0, done.err
+        assert [json.loads(line)["input"] for line in done.lines] == [f"{place}/song [live].wav"]
+    assert run(["data", "scan", f"{place}/song [lm].wav", "-o", "list.jsonl"]) == 0
+    assert list(rows(tmp_path / "list.jsonl")) == ["song l.wav"]
+
+
+def test_a_name_that_is_no_utf_8_is_written_and_read(sepcli, song, tmp_path: Path) -> None:
+    song("in/a.wav", seconds=0.2).rename(tmp_path / "in/\udcff.wav")
+    assert run(["data", "scan", "in", "-o", "list.jsonl"]) == 0
+    items, problems = read_list(tmp_path / "list.jsonl")
+    assert [item.uri for item in items] == ["in/\udcff.wav"]
+    assert not problems
 
 
 def test_what_cannot_be_read_is_told_and_the_others_listed(sepcli, songs, tmp_path: Path) -> None:
