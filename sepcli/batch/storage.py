@@ -178,6 +178,16 @@ class Destination:
         return uri
 
 
+def scratch_folder(given: Path | None) -> Path:
+    """The folder of --scratch, made if need be; without one the system's. Raises UsageError."""
+    folder = given or Path(tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--scratch {folder}: cannot be made: {error.strerror}", "name a folder") from error
+    return folder
+
+
 def separate_remote(
     item: Item, plan: Plan, load: "Callable[[], Bag]", *, notice: Notice, progress: Progress, digests: bool
 ) -> Record:
@@ -185,8 +195,7 @@ def separate_remote(
 
     Never more than one song and its stems lie there. Raises AudioError, UsageError, ModelError.
     """
-    scratch = plan.scratch or Path(tempfile.gettempdir())
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch = scratch_folder(plan.scratch)
     sweep(scratch)
     with hidden_folder(scratch) as folder:
         local = replace(plan, out=folder / "out", destination="") if plan.destination else plan

@@ -149,6 +149,10 @@ def scan(
     from sepcli.batch.scan import scan as look
 
     items, problems = find_all(inputs, recursive)
+    if scratch and any(item.remote for item in items):
+        from sepcli.batch.storage import scratch_folder
+
+        scratch_folder(scratch)
     rows = []
     with console.bar.over("songs") as meter:
         for found in look(items, scratch, digests, meter):

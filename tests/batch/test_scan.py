@@ -73,6 +73,17 @@ def test_a_name_that_is_no_utf_8_is_written_and_read(sepcli, song, tmp_path: Pat
     assert not problems
 
 
+def test_a_scratch_that_is_a_file_is_refused(sepcli, song, tmp_path: Path, capfdbinary) -> None:
+    pytest.importorskip("fsspec")
+    place = song("in/a.wav", seconds=0.2).as_uri()
+    (tmp_path / "afile").touch()
+    done = sepcli(place, "--scratch", "afile")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--scratch afile: cannot be made: File exists" in done.err
+    assert run(["data", "scan", place, "--scratch", "afile"]) == 2
+    assert b"--scratch afile: cannot be made: File exists" in capfdbinary.readouterr().err
+
+
 def test_what_cannot_be_read_is_told_and_the_others_listed(sepcli, songs, tmp_path: Path) -> None:
     (tmp_path / "in/bad.wav").write_bytes(b"no sound")
     assert run(["data", "scan", "in", "-o", "list.jsonl"]) == 1
