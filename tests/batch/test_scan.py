@@ -89,4 +89,12 @@ def test_what_cannot_be_read_is_told_and_the_others_listed(sepcli, songs, tmp_pa
     assert run(["data", "scan", "in", "-o", "list.jsonl"]) == 1
     assert sorted(rows(tmp_path / "list.jsonl")) == ["a.wav", "c.ogg"]
     assert run(["data", "scan", "nothing", "-o", "list.jsonl"]) == 2
-    assert run(["data", "scan", "in/a.wav", "-o", "no/such/folder.jsonl"]) == 2
+
+
+@pytest.mark.parametrize(("place", "why"), [("no/such/list.jsonl", "no/such is no folder"), ("in", "it is a folder")])
+def test_a_list_that_cannot_be_written_is_refused_before_songs_are_read(
+    place: str, why: str, sepcli, songs, monkeypatch, capfdbinary
+) -> None:
+    monkeypatch.setattr("sepcli.batch.scan.facts_of", None)
+    assert run(["data", "scan", "in/a.wav", "-o", place]) == 2
+    assert capfdbinary.readouterr().err.decode().count(f"--out {place}: cannot be written: {why}") == 1
