@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from sepcli.errors import AudioError, UsageError
-from sepcli.metrics import sounds
+from sepcli.metrics import evaluate, sounds
 from sepcli.metrics.compare import compared
 from sepcli.metrics.evaluate import score_all, score_song
 from sepcli.metrics.plots import box_plots
@@ -348,6 +348,34 @@ def test_a_song_that_fails_does_not_stop_the_others_and_processes_agree_with_one
     spread = sorted(score_all(pairs, scoring("cws"), 2, lambda *done: told.append(done)), key=lambda one: one.name)
     assert [score.entry for score in spread] == [score.entry for score in alone]
     assert sorted(told) == [(f"song {i}", 1.0) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "out of memory; fewer --jobs"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory; fewer --jobs"),
+        (MemoryError(), "out of memory; fewer --jobs"),
+        (RuntimeError("the filters' equations are singular\n at x.cpp"), "the filters' equations are singular"),
+    ],
+    ids=str,
+)
+def test_a_song_that_memory_or_arithmetic_does_not_allow_does_not_stop_the_others(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate.score_song
+
+    def failing(pair: Pair, *rest: Any) -> dict[str, Any]:
+        if pair.name == "song 1":
+            raise error
+        return real(pair, *rest)
+
+    monkeypatch.setattr(evaluate, "score_song", failing)
+    scores = list(score_all(songs(tmp_path), scoring("cws"), 1, lambda *_: None))
+    assert [bool(score.entry) for score in scores] == [True, False, True]
+    assert scores[1].problem.startswith("song 1: ")
+    assert words in scores[1].problem
+    assert "\n" not in scores[1].problem
 
 
 def test_the_document_has_the_layout_of_the_interface(tmp_path: Path) -> None:
