@@ -59,7 +59,7 @@ def read_journal(path: Path) -> History:
 class Journal:
     """An open journal: `record` appends what became of an item. `before` is what it told when it was opened."""
 
-    def __init__(self, path: Path, plan: Plan, items: int, shard: str | None = None) -> None:
+    def __init__(self, path: Path, plan: Plan, items: int, shard: str | None = None, claim: Path | None = None) -> None:
         """Raises UsageError where it cannot be written, or belongs to a run with other settings."""
         self.before = read_journal(path) if path.exists() else History(path)
         settings = settings_key(plan)
@@ -75,6 +75,7 @@ class Journal:
             raise UsageError(f"--journal {path}: cannot be written: {error.strerror}") from error
         self.path = path
         facts = {"run": 1, "settings": settings, "items": items, "shard": shard, "folder": str(Path.cwd())}
+        facts["claim"] = claim and os.path.realpath(claim)  # how it is named differs
         self.append(facts | {"worker": worker(), "at": now(), "plan": plain(plan)})
 
     def record(self, item: Item, record: Record) -> None:
@@ -185,3 +186,19 @@ def merged(histories: Iterable[History]) -> dict[str, dict[str, Any]]:
             if before is None or (row["status"] in FINISHED, row["at"]) >= (before["status"] in FINISHED, before["at"]):
                 items[uri] = row
     return items
+
+
+def songs_in(histories: Iterable[History]) -> int:
+    """How many songs the lists of several journals have together; one that machines share by claims counts once.
+
+    Of a journal its largest run counts: a retry has only what it tries again.
+    """
+    counts: dict[tuple[str, ...], int] = {}
+    for history in histories:
+        key: tuple[str, ...] = ("own", str(history.path))
+        for run in history.runs:
+            if claim := run.get("claim"):  # an older journal does not tell it
+                key = ("shared", claim, str(run.get("settings")), str(run.get("shard")))
+        most = max((run["items"] for run in history.runs), default=0)
+        counts[key] = max(most, counts.get(key, 0))
+    return sum(counts.values())

@@ -79,7 +79,7 @@ def json_rows(lines: Sequence[bytes]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.decode("utf-8-sig", "surrogateescape"))
             except ValueError:
                 yield number, None
 

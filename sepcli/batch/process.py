@@ -61,6 +61,9 @@ def processor(
             record.error, record.reason = str(error), error.reason
         except SepcliError:
             raise
+        except PermissionError as error:
+            record.error = f"{item.uri}: {error.strerror or 'access is refused'}: {error.filename or 'its folder'}"
+            record.reason = "io"
         except Exception as error:  # noqa: BLE001 - one song, whatever is wrong with it, never stops the others
             if debug:
                 traceback.print_exc()
@@ -86,7 +89,7 @@ def finder(plan: Plan, journal: Journal | None) -> Callable[[Item], Record | Non
             return record
         if item.remote or plan.destination:
             return None
-        with suppress(AudioError):  # it fails when its turn comes
+        with suppress(AudioError, OSError):  # it fails when its turn comes
             sweep(sidecar_path(item.found, item.index, plan).parent)
             return finished(item.found, item.index, plan)
         return None

@@ -79,6 +79,11 @@ def find_remote(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], l
     for entry in entries:
         fs, path = open_storage(entry.uri)
         pattern = any(sign in entry.uri for sign in "*?[") and fs.protocol not in ("http", ("http", "https"))
+        try:
+            pattern = pattern and not patiently(partial(fs.exists, path), entry.uri)  # a name may have such signs
+        except AudioError as error:
+            problems.append(error)
+            continue
         if not pattern and PurePath(path).suffix.lower() in AUDIO_SUFFIXES:
             found.setdefault(entry.uri, entry)
             continue
@@ -173,6 +178,16 @@ class Destination:
         return uri
 
 
+def scratch_folder(given: Path | None) -> Path:
+    """The folder of --scratch, made if need be; without one the system's. Raises UsageError."""
+    folder = given or Path(tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--scratch {folder}: cannot be made: {error.strerror}", "name a folder") from error
+    return folder
+
+
 def separate_remote(
     item: Item, plan: Plan, load: "Callable[[], Bag]", *, notice: Notice, progress: Progress, digests: bool
 ) -> Record:
@@ -180,8 +195,7 @@ def separate_remote(
 
     Never more than one song and its stems lie there. Raises AudioError, UsageError, ModelError.
     """
-    scratch = plan.scratch or Path(tempfile.gettempdir())
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch = scratch_folder(plan.scratch)
     sweep(scratch)
     with hidden_folder(scratch) as folder:
         local = replace(plan, out=folder / "out", destination="") if plan.destination else plan

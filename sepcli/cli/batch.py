@@ -1,5 +1,6 @@
 """Many songs: how `sepcli separate` does a list, and `sepcli batch`, which reads the journals of such runs."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -67,18 +68,15 @@ def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan:
         None if options.max_failures is None else failures_of(options.max_failures, len(items)),
         options.max_failures or "",
     )
-    lease = seconds_of(options.lease or LEASE, "--lease")
-    if options.lease is not None and options.claim is None:
-        raise UsageError(f"--lease {options.lease}: goes with --claim")
+    lease = lease_of(options)
     if plan.scratch is not None and not plan.destination and not any(item.remote for item in items):
         raise UsageError(f"--scratch {plan.scratch}: no song and no stem lies at an address", "leave it out")
-    if options.address is not None and options.engine != "ray":
-        raise UsageError(f"--address {options.address}: goes with --engine ray")
+    check_address(options)
     with ExitStack() as ends:
         show, engine = engine_of(items, plan, options)
         journal = claims = None
         if options.journal is not None:
-            journal = Journal(options.journal, plan, len(items), options.shard)
+            journal = Journal(options.journal, plan, len(items), options.shard, options.claim)
             ends.callback(journal.close)
         if options.claim is not None:
             from sepcli.batch.claims import Claims
@@ -100,6 +98,20 @@ def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan:
             journal=journal,
             claims=claims,
         )
+
+
+def lease_of(options: Options) -> float:
+    """How long a claim holds, in seconds. Raises UsageError."""
+    from sepcli.batch.run import seconds_of
+
+    if options.lease is not None and options.claim is None:
+        raise UsageError(f"--lease {options.lease}: goes with --claim")
+    return seconds_of(options.lease or LEASE, "--lease")
+
+
+def check_address(options: Options) -> None:
+    if options.address is not None and options.engine != "ray":
+        raise UsageError(f"--address {options.address}: goes with --engine ray")
 
 
 def engine_of(items: "Sequence[Item]", plan: "Plan", options: Options) -> "tuple[Any, Engine]":
@@ -138,23 +150,33 @@ def write_script(context: typer.Context, plan: "Plan", options: Options) -> None
 
     The call is what was given, without what each task has of its own.
     """
-    from sepcli.batch.run import seconds_of
+    from sepcli.batch.run import failures_of, seconds_of
     from sepcli.batch.slurm import script
 
+    inputs = [str(value) for value in context.params["inputs"] or []]
+    given_list = context.params["input_list"]
+    if not inputs and given_list is None:
+        raise UsageError("no input is named", "name songs, folders or an --input-list")
+    if str(given_list) == "-":
+        raise UsageError("--input-list -: the tasks of an array have no standard input", "write the list to a file")
+    lease_of(options)
+    check_address(options)
+    if options.max_failures is not None:
+        failures_of(options.max_failures, 1)
     if options.shard or options.journal:
         raise UsageError("--engine slurm: each task has a shard and a journal of its own", "leave out both options")
     if options.jobs < 2:
         raise UsageError("--engine slurm: how many tasks?", "say it with --jobs, as -j 16")
     words = ["sepcli", "separate"]
     for option in context.command.params:
+        if option.param_type_name == "argument":
+            continue
         name = option.name or ""
         given = context.get_parameter_source(name)
         if name not in context.params or name in ("engine", "jobs") or given is None or given.name != "COMMANDLINE":
             continue
         value = context.params[name]
-        if option.param_type_name == "argument":
-            words += map(str, value)
-        elif getattr(option, "is_flag", False):
+        if getattr(option, "is_flag", False):
             words.append(option.opts[0] if value else option.secondary_opts[0])
         else:
             words += [option.opts[0], str(value)]
@@ -167,6 +189,8 @@ def write_script(context: typer.Context, plan: "Plan", options: Options) -> None
         seconds=None if options.max_time is None else seconds_of(options.max_time, "--max-time"),
         cores=plan.threads or 4,
     )
+    if inputs:  # the call is the script's last line; names may begin with a dash
+        text = f"{text.rstrip()} \\\n  -- {shlex.join(inputs)}\n"
     place = Path("sepcli-array.sh")
     try:
         Path("sepcli-array").mkdir(exist_ok=True)  # for the logs and journals, which SLURM does not make
@@ -225,14 +249,13 @@ def status(
 
     Exit 1 where something failed or is left.
     """
-    from sepcli.batch.journal import FINISHED, merged, read_journal
+    from sepcli.batch.journal import FINISHED, merged, read_journal, songs_in
 
     histories = [read_journal(path) for path in journals]
     rows = merged(histories)
     states = Counter(row["status"] for row in rows.values())
     finished = sum(states[state] for state in FINISHED)
-    # A kill leaves no lines for what was not begun; a retry counts only what it tries again.
-    total = max(len(rows), sum(max(run["items"] for run in history.runs) for history in histories if history.runs))
+    total = max(len(rows), songs_in(histories))  # a kill leaves no lines for what was not begun
     failed = [row for row in rows.values() if row["status"] == "failed"]
     reasons = Counter(row["reason"] for row in failed)
     done = [row for row in rows.values() if row["status"] == "done"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sepcli.cli import console
-from sepcli.errors import ModelError, UsageError
+from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.weights.catalog import find
 
 T = TypeVar("T")
@@ -15,6 +15,7 @@ HEAD = ("MODEL", "PARAMETERS", "GFLOPs/s", "x REAL TIME", "(SLOWEST-FASTEST)", "
 
 
 def bench(
+    context: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Models of `sepcli models list`; bags are none.")],
     seconds: Annotated[
         float | None, typer.Option(help="Sound in one pass at most, in seconds. [default: each model's own piece]")
@@ -50,6 +51,7 @@ def bench(
     sound. Memory is the whole process's on the CPU. Speeds marked ~ were timed on less than a whole piece, or on one
     source of several, and scaled by the operations.
     """
+    check_options(context)
     if seconds is not None and not 0 < seconds < float("inf"):
         raise UsageError(f"--seconds {seconds:g}: must be a positive number")
     for name in names:
@@ -76,12 +78,43 @@ def bench(
             console.notice(f"{name}: {timed}, its piece is {cost['piece']:.2f} s: speeds are times {cost['scale']:.3g}")
 
 
-def in_a_process(work: Callable[..., T], *options: Any, **named: Any) -> T:
-    """What a function gives in a process of its own, so that it finds nobody else's memory."""
-    import multiprocessing
+def check_options(context: typer.Context) -> None:
+    """Refuse options that what is asked for has no use for. Raises UsageError."""
+    values = context.params
+    if values["compare"] and values["profile"]:
+        raise UsageError("--compare and --profile exclude each other", "give one of them")
+    way = "--compare" if values["compare"] else "--profile" if values["profile"] else ""
+    useless = dict.fromkeys(("pairs", "both_keep"), "without --compare") if not values["compare"] else {}
+    if way:
+        useless |= dict.fromkeys(("passes", "one_source"), f"with {way}")
+    if way and values["device"] != "cpu":
+        useless["device"] = f"with {way}, which is on the CPU"
+    for name, why in useless.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = f" {values[name]}" if name == "device" else ""
+            raise UsageError(f"--{name.replace('_', '-')}{value}: has no effect {why}", "leave it out")
 
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, options, named)
+
+def in_a_process(work: Callable[..., T], *options: Any, **named: Any) -> T:
+    """What a function gives in a process of its own, so that it finds nobody else's memory.
+
+    Raises what the function raises, and SepcliError where its process is killed (a Pool would wait for ever).
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    try:
+        return pool.submit(work, *options, **named).result()
+    except BrokenProcessPool:
+        what = "the process that measured was killed, likely for lack of memory"
+        raise SepcliError(what, "try a smaller network, or less sound with --seconds") from None
+    finally:
+        for process in multiprocessing.active_children():  # an interrupt does not wait for it
+            process.terminate()
+        pool.shutdown()
 
 
 def figures(

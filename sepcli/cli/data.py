@@ -1,5 +1,6 @@
 """`sepcli data`: songs with stems, looked at before they are trained with, remixed, made from a seed, and fetched."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -148,7 +149,12 @@ def scan(
     from sepcli.batch.scan import find_all
     from sepcli.batch.scan import scan as look
 
+    check_out(out)
     items, problems = find_all(inputs, recursive)
+    if scratch and any(item.remote for item in items):
+        from sepcli.batch.storage import scratch_folder
+
+        scratch_folder(scratch)
     rows = []
     with console.bar.over("songs") as meter:
         for found in look(items, scratch, digests, meter):
@@ -165,3 +171,16 @@ def scan(
     console.result(str(out))
     console.notice(f"{len(rows)} songs, {sum(row['seconds'] for row in rows) / 3600:.2f} hours")
     raise typer.Exit(1 if problems else 0)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a list that cannot be written, before songs are read for it. Raises UsageError."""
+    why = ""
+    if not out.parent.is_dir():
+        why = f"{out.parent} is no folder"
+    elif out.is_dir():
+        why = "it is a folder"
+    elif not os.access(out if out.exists() else out.parent, os.W_OK):
+        why = "it is read-only"
+    if why:
+        raise UsageError(f"--out {out}: cannot be written: {why}", "name another place")

@@ -1,6 +1,7 @@
 """`sepcli evaluate`: scores of a model, of any tool's stems, or of an oracle, by a paper's protocol; and reports."""
 
 import dataclasses
+import math
 import re
 import sys
 import time
@@ -199,11 +200,12 @@ def evaluate(
         offline=offline,
     )
     check(scoring)
+    check_places(json, csv, museval_json, plots)
     if plots:
         from sepcli.metrics.plots import check_installed
 
         check_installed()
-    result = evaluated(scoring, data, split, estimates, jobs, json, frames=not no_frames)
+    result = evaluated(scoring, data, split, estimates, jobs, json, frames=not no_frames or museval_json is not None)
     output(result, scoring, data, json, csv, museval_json, plots, frames=not no_frames)
     raise typer.Exit(1 if result["failed"] else 0)
 
@@ -238,6 +240,18 @@ def check(scoring: "Scoring") -> None:
         entry = find(scoring.model)
         if not entry.files and not entry.bag:
             raise ModelError(f"{scoring.model} has no published weights", f"`sepcli train --model {scoring.model}`")
+
+
+def check_places(json: Path | None, csv: Path | None, museval_json: Path | None, plots: Path | None) -> None:
+    """Refuse files and folders of the results that cannot be written. Raises UsageError."""
+    from sepcli.metrics.results import check_place
+
+    for option, file in (("--json", json), ("--csv", csv)):
+        if file and not (option == "--json" and str(file) == "-"):
+            check_place(option, file)
+    for option, folder in (("--museval-json", museval_json), ("--plots", plots)):
+        if folder:
+            check_place(option, folder, folder=True)
 
 
 def evaluated(
@@ -316,13 +330,15 @@ def output(
     from sepcli.metrics.results import to_csv, to_json, write_text
 
     if museval_json:
+        rule = scoring.protocol
         for song in result["songs"]:
             scores = {
                 source: {metric: [float("nan") if v is None else v for v in rows[metric]] for metric in BSS}
                 for source, rows in song["frames"].items()
             }
-            rule = scoring.protocol
-            write_museval_json(museval_json / f"{song['name']}.json", scores, window=rule.window, hop=rule.hop)
+            whole = math.isinf(rule.window)  # one frame, which JSON cannot call endless
+            window, hop = (song["seconds"], 0.0) if whole else (rule.window, rule.hop)
+            write_museval_json(museval_json / f"{song['name']}.json", scores, window=window, hop=hop)
     if csv:
         write_text(csv, to_csv(result))
     if plots and result["songs"]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from sepcli.errors import AudioError
-from sepcli.inference.device import choose
+from sepcli.inference.device import choose, first_line, out_of_memory
 from sepcli.inference.song import until_it_fits
 from sepcli.metrics.bss_eval import BssScores, bss_eval
 from sepcli.metrics.protocols import BSS, FOUR, aggregate, evaluation_sets
@@ -196,4 +196,11 @@ def attempted(pair: Pair, scoring: Scoring, progress: Progress = lambda _: None)
         return Score(pair.name, score_song(pair, scoring, progress))
     except AudioError as error:
         text = str(error)
-        return Score(pair.name, problem=text if pair.name in text else f"{pair.name}: {text}")
+    except (RuntimeError, MemoryError) as error:  # of torch and numpy: another song may be shorter, or other sounds
+        memory = isinstance(error, MemoryError) or out_of_memory(error)
+        text = (
+            "out of memory; fewer --jobs, or --metrics sdr, want less"
+            if memory
+            else f"{type(error).__name__}: {first_line(error)}"
+        )
+    return Score(pair.name, problem=text if pair.name in text else f"{pair.name}: {text}")

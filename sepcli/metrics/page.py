@@ -45,6 +45,7 @@ SCRIPT = """
 for (const track of document.querySelectorAll('.track')) {
   const audio = track.querySelector('audio'), picture = track.querySelector('.picture');
   const line = picture.querySelector('i');
+  if (!audio) continue;
   picture.onclick = event => {
     const box = picture.getBoundingClientRect();
     audio.currentTime = (event.clientX - box.left) / box.width * (audio.duration || 0);
@@ -111,14 +112,15 @@ def overview(tracks: Sequence[Track]) -> str:
 
 
 def player(track: Track, target: Path, rate: int) -> str:
-    """A track's name, player and spectrogram."""
+    """A track's name, player and spectrogram. Of a stem.mp4 browsers play the first stream alone."""
     levels = np.array(track.picture).T[::-1]  # (rows from high to low, columns)
     shades = np.clip((levels - QUIETEST) / (LOUDEST - QUIETEST) * 255, 0, 255).astype(np.uint8)
     picture = base64.b64encode(png(shades)).decode()
+    path = track.stem.path
     try:
-        place = quote(Path(os.path.relpath(track.path.resolve(), target.resolve().parent)).as_posix())
+        place = quote(Path(os.path.relpath(path.resolve(), target.resolve().parent)).as_posix())
     except ValueError:  # another drive
-        place = track.path.resolve().as_uri()
+        place = path.resolve().as_uri()
     name = html.escape(track.name)
     octaves = math.log2(rate / 80)
     marks = "".join(
@@ -126,11 +128,9 @@ def player(track: Track, target: Path, rate: int) -> str:
         for hertz, told in ((100, "100 Hz"), (1000, "1 kHz"), (10000, "10 kHz"))
         if hertz < rate / 2
     )
+    audio = "" if track.stem.stream else f"<audio controls preload=metadata src='{place}'></audio>"
     image = f"<img alt='spectrogram of {name}' src='data:image/png;base64,{picture}'>"
-    return (
-        f"<div class=track><b>{name}</b><audio controls preload=metadata src='{place}'></audio>"
-        f"<div class=picture>{image}{marks}<i></i></div></div>"
-    )
+    return f"<div class=track><b>{name}</b>{audio}<div class=picture>{image}{marks}<i></i></div></div>"
 
 
 def png(shades: NDArray[np.uint8]) -> bytes:

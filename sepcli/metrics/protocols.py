@@ -146,6 +146,7 @@ def write_museval_json(path: Path, frames: Frames, *, window: float, hop: float)
     """Write one song's scores as museval does: rounded to 1e-5, infinite ones and NaN as the bare word NaN.
 
     `frames` needs SDR, ISR, SIR and SAR of each source; window and hop in seconds. museval's EvalStore reads the file.
+    Raises SepcliError where it cannot be written.
     """
     targets = [
         {
@@ -161,10 +162,13 @@ def write_museval_json(path: Path, frames: Frames, *, window: float, hop: float)
         }
         for source, scores in frames.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps({"targets": targets, "sepcli_version": __version__}, indent=2), encoding="utf-8")
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".part")
+        aside.write_text(json.dumps({"targets": targets, "sepcli_version": __version__}, indent=2), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise SepcliError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def read_museval_json(path: Path) -> dict[str, dict[str, list[float]]]:

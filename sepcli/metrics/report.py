@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepcli.audio.blocks import Block, reblock
-from sepcli.audio.read import Song, open_song
 from sepcli.errors import AudioError, UsageError
-from sepcli.metrics.stems import SUMS, StemSet, find_sets
+from sepcli.inference.song import Clip
+from sepcli.metrics.stems import SUMS, Stem, StemSet, find_sets, open_stem
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class Track:
     """One sound of the song: a stem, or the mixture. Lists have one value a second."""
 
     name: str
-    path: Path
+    stem: Stem
     level: list[float] = field(default_factory=list)
     """RMS over channels, dBFS."""
     peak: float = 0.0
@@ -106,13 +106,13 @@ def report_on(
         raise UsageError(f"{folder} holds the stems of {len(sets)} songs: {names}", "name the folder of one")
     if sets[0].problem:
         raise UsageError(sets[0].problem)
-    paths = chosen(sets[0])
+    sounds = chosen(sets[0])
     if song is not None:
-        paths["mixture"] = song
-    tracks = {name: (Track(name, path), open_song(path)) for name, path in paths.items()}
+        sounds["mixture"] = Stem(song)
+    tracks = {name: (Track(name, stem), open_stem(stem)) for name, stem in sounds.items()}
     rates = {opened.sample_rate for _, opened in tracks.values()}
     if len(rates) > 1:
-        told = ", ".join(f"{track.path.name} {opened.sample_rate} Hz" for track, opened in tracks.values())
+        told = ", ".join(f"{track.stem.path.name} {opened.sample_rate} Hz" for track, opened in tracks.values())
         raise AudioError(f"{folder}: sample rates differ: {told}")
     rate = rates.pop()
     stems = [track for name, (track, _) in tracks.items() if name != "mixture"]
@@ -122,7 +122,7 @@ def report_on(
     bands = Bands(rate)
     longest = max((opened.frames or 0) for _, opened in tracks.values()) / rate
     pieces_a_second = max(1, min(10, int(COLUMNS // max(longest, 1))))
-    for count, seconds in in_step([opened for _, opened in tracks.values()], rate):
+    for count, seconds in in_step([(track.stem, opened) for track, opened in tracks.values()], rate):
         for (track, _), second in zip(tracks.values(), seconds, strict=True):
             measure(track, second, bands, pieces_a_second)
         between(found, dict(zip(tracks, seconds, strict=True)), bands)
@@ -134,29 +134,29 @@ def report_on(
     return found
 
 
-def chosen(stems: StemSet) -> dict[str, Path]:
+def chosen(stems: StemSet) -> dict[str, Stem]:
     """The stems that together make the song; a sum only where its parts are not there."""
     names = [name for name in stems.stems if name not in SUMS]
     if len(names) < 2:
         names += [name for name in stems.stems if name in SUMS and name != "mixture"]
-    return {name: stems.stems[name].path for name in [*names, *(["mixture"] if "mixture" in stems.stems else [])]}
+    return {name: stems.stems[name] for name in [*names, *(["mixture"] if "mixture" in stems.stems else [])]}
 
 
-def in_step(songs: list[Song], rate: int) -> Iterator[tuple[int, list[Block]]]:
-    """Seconds of all songs side by side, with their number of frames. Raises AudioError where one ends early.
+def in_step(sounds: list[tuple[Stem, Clip]], rate: int) -> Iterator[tuple[int, list[Block]]]:
+    """Seconds of all sounds side by side, with their number of frames. Raises AudioError where one ends early.
 
-    Channels are those of the song with the fewest: a mono stem beside a stereo mixture is compared with its mean.
+    Channels are those of the sound with the fewest: a mono stem beside a stereo mixture is compared with its mean.
     """
-    channels = min(song.channels for song in songs)
-    streams = [reblock(song.blocks(), rate) for song in songs]
+    channels = min(clip.channels for _, clip in sounds)
+    streams = [reblock(clip.blocks(), rate) for _, clip in sounds]
     while True:
         blocks = [next(stream, None) for stream in streams]
         lengths = [0 if block is None else len(block) for block in blocks]
         if not any(lengths):
             return
         if len(set(lengths)) > 1:
-            shorter = songs[lengths.index(min(lengths))]
-            raise AudioError(f"{shorter.path}: is shorter than the others", "stems and mixture must have one length")
+            shorter, _ = sounds[lengths.index(min(lengths))]
+            raise AudioError(f"{shorter}: is shorter than the others", "stems and mixture must have one length")
         there = [block for block in blocks if block is not None]
         yield lengths[0], [b if b.shape[1] == channels else b.mean(1, keepdims=True) for b in there]
 

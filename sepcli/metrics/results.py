@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -89,6 +90,18 @@ def read_document(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     raise UsageError(f"{path}: no result of `sepcli evaluate`", "it writes them with --json FILE")
+
+
+def check_place(option: str, path: Path, *, folder: bool = False) -> None:
+    """Refuse a file, or a folder of files, that cannot be written, before hours are spent on it. Raises UsageError."""
+    holder = (path if folder else path.parent).absolute()
+    there = next(place for place in (holder, *holder.parents) if os.path.exists(place))  # noqa: PTH110 - never raises
+    if not folder and os.path.isdir(path):  # noqa: PTH112
+        raise UsageError(f"{option} {path}: cannot be written: it is a folder", "name a file in it")
+    if not there.is_dir():
+        raise UsageError(f"{option} {path}: cannot be written: {there} is a file", "name another place")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written: {there} is read-only", "name another place")
 
 
 def write_text(path: Path, text: str) -> None:

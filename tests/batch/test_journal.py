@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sepcli.batch.journal import Journal, merged, plan_of, read_journal
+from sepcli.batch.journal import Journal, merged, plan_of, read_journal, songs_in
 from sepcli.batch.manifest import Item
 from sepcli.errors import SepcliError, UsageError
 from sepcli.inference.plan import Plan, Record
@@ -93,6 +93,26 @@ def test_over_several_journals_finished_stays_finished(tmp_path: Path) -> None:
     for order in (("one", "two"), ("two", "one")):
         rows = merged(read_journal(tmp_path / f"{name}.jsonl") for name in order)
         assert [row["status"] for row in rows.values()] == ["done"]
+
+
+def test_a_list_that_is_shared_by_claims_counts_once_and_others_each(tmp_path: Path) -> None:
+    def begun(name: str, items: int, claim: str | None, shard: str | None = None) -> Path:
+        Journal(tmp_path / name, PLAN, items, shard, claim and tmp_path / claim).close()
+        return tmp_path / name
+
+    shared = [begun("one.jsonl", 4, "claims"), begun("two.jsonl", 5, "sub/../claims")]  # a song came meanwhile
+    begun("one.jsonl", 1, None)  # a retry
+    assert songs_in(map(read_journal, shared)) == 5
+    other = [begun("three.jsonl", 4, "others"), begun("four.jsonl", 3, "claims", "2/2"), begun("five.jsonl", 2, None)]
+    assert songs_in(map(read_journal, [*shared, *other])) == 5 + 4 + 3 + 2
+
+
+def test_a_journal_from_before_claims_were_told_is_counted(tmp_path: Path) -> None:
+    write(tmp_path / "j.jsonl", entry(tmp_path))
+    first, *rest = (tmp_path / "j.jsonl").read_text().splitlines()
+    run = {key: value for key, value in json.loads(first).items() if key != "claim"}
+    (tmp_path / "j.jsonl").write_text("\n".join([json.dumps(run), *rest]) + "\n")
+    assert songs_in([read_journal(tmp_path / "j.jsonl")]) == 1
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch) -> None:

@@ -38,7 +38,7 @@ def test_items_that_would_not_end_in_time_are_left_and_shorter_ones_done() -> No
 
 def test_when_the_time_is_over_nothing_is_begun() -> None:
     items = [Item(str(index), index) for index in range(3)]
-    code, told, _ = batch(items, lambda item: time.sleep(0.02) or done(item), Limits(seconds=0.01))  # type: ignore[func-returns-value]
+    code, told, _ = batch(items, lambda item: time.sleep(0.6) or done(item), Limits(seconds=0.5))  # type: ignore[func-returns-value]
     assert [record.status for record in told] == ["done", "left", "left"]
     assert code == 0
 

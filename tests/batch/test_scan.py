@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sepcli.batch.manifest import read_list
 from sepcli.cli import run
 
 
@@ -50,9 +51,50 @@ def test_patterns_are_searched_and_digests_may_be_left_out(sepcli, songs, tmp_pa
     assert "digest" not in found["a.wav"]
 
 
+def test_an_address_with_brackets_that_is_there_is_a_song_and_no_pattern(sepcli, song, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    place = f"file://{song('in/song [live].wav', seconds=0.2).parent}"
+    song("in/song l.wav", seconds=0.2)  # what the brackets would mean
+    assert run(["data", "scan", f"{place}/*e].wav", "-o", "list.jsonl"]) == 0
+    assert rows(tmp_path / "list.jsonl")["song [live].wav"]["uri"] == f"{place}/song [live].wav"
+    for words in (["--input-list", "list.jsonl"], [f"{place}/song [live].wav"]):
+        done = sepcli(*words, "--json", "--existing", "overwrite")
+        assert done.code == 0, done.err
+        assert [json.loads(line)["input"] for line in done.lines] == [f"{place}/song [live].wav"]
+    assert run(["data", "scan", f"{place}/song [lm].wav", "-o", "list.jsonl"]) == 0
+    assert list(rows(tmp_path / "list.jsonl")) == ["song l.wav"]
+
+
+def test_a_name_that_is_no_utf_8_is_written_and_read(sepcli, song, tmp_path: Path) -> None:
+    song("in/a.wav", seconds=0.2).rename(tmp_path / "in/\udcff.wav")
+    assert run(["data", "scan", "in", "-o", "list.jsonl"]) == 0
+    items, problems = read_list(tmp_path / "list.jsonl")
+    assert [item.uri for item in items] == ["in/\udcff.wav"]
+    assert not problems
+
+
+def test_a_scratch_that_is_a_file_is_refused(sepcli, song, tmp_path: Path, capfdbinary) -> None:
+    pytest.importorskip("fsspec")
+    place = song("in/a.wav", seconds=0.2).as_uri()
+    (tmp_path / "afile").touch()
+    done = sepcli(place, "--scratch", "afile")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--scratch afile: cannot be made: File exists" in done.err
+    assert run(["data", "scan", place, "--scratch", "afile"]) == 2
+    assert b"--scratch afile: cannot be made: File exists" in capfdbinary.readouterr().err
+
+
 def test_what_cannot_be_read_is_told_and_the_others_listed(sepcli, songs, tmp_path: Path) -> None:
     (tmp_path / "in/bad.wav").write_bytes(b"no sound")
     assert run(["data", "scan", "in", "-o", "list.jsonl"]) == 1
     assert sorted(rows(tmp_path / "list.jsonl")) == ["a.wav", "c.ogg"]
     assert run(["data", "scan", "nothing", "-o", "list.jsonl"]) == 2
-    assert run(["data", "scan", "in/a.wav", "-o", "no/such/folder.jsonl"]) == 2
+
+
+@pytest.mark.parametrize(("place", "why"), [("no/such/list.jsonl", "no/such is no folder"), ("in", "it is a folder")])
+def test_a_list_that_cannot_be_written_is_refused_before_songs_are_read(
+    place: str, why: str, sepcli, songs, monkeypatch, capfdbinary
+) -> None:
+    monkeypatch.setattr("sepcli.batch.scan.facts_of", None)
+    assert run(["data", "scan", "in/a.wav", "-o", place]) == 2
+    assert capfdbinary.readouterr().err.decode().count(f"--out {place}: cannot be written: {why}") == 1

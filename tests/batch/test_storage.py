@@ -144,6 +144,14 @@ def test_a_replaced_set_is_not_called_whole_on_the_way(sepcli, door, bucket, son
     assert json.loads(bucket.cat_file("music/out/pass/a/stems.json"))["sets"] == []
 
 
+def test_an_object_with_brackets_in_its_name_is_no_pattern(sepcli, bucket, songs) -> None:
+    bucket.put_file(str(songs[0]), "music/in/song [live].wav")
+    done = sepcli("s3://music/in/song [live].wav", "--json")
+    assert done.code == 0, done.err
+    assert [json.loads(line)["input"] for line in done.lines] == ["s3://music/in/song [live].wav"]
+    assert len(sepcli("s3://music/in/[ab].wav", "--json").lines) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,8 @@ import torch
 from torch import nn
 
 from sepcli.cli import run
-from sepcli.cli.bench import table
-from sepcli.errors import ModelError, UsageError
+from sepcli.cli.bench import in_a_process, table
+from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.inference.bench import count, untrained
 from sepcli.inference.compare import comparison, rival
 from sepcli.inference.compare import run as run_once
@@ -101,6 +103,47 @@ def test_the_command_prints_a_row_or_a_document(capfdbinary) -> None:
     assert document["scale"] == 1
     assert run(["bench", "mdx"]) == 3
     assert b"is a bag" in capfdbinary.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--pairs", "3"], "--pairs: has no effect without --compare"),
+        (["--both-keep"], "--both-keep: has no effect without --compare"),
+        (["--profile", "--passes", "3"], "--passes: has no effect with --profile"),
+        (["--profile", "-d", "cuda"], "--device cuda: has no effect with --profile, which is on the CPU"),
+        (["--profile", "--one-source"], "--one-source: has no effect with --profile"),
+        (["--profile", "--both-keep"], "--both-keep: has no effect without --compare"),
+        (["--compare", "demucs", "--passes", "3"], "--passes: has no effect with --compare"),
+        (["--compare", "demucs", "--device", "auto"], "--device auto: has no effect with --compare"),
+        (["--compare", "demucs", "--profile"], "--compare and --profile exclude each other"),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_refused(options: list[str], words: str, capfdbinary, monkeypatch) -> None:
+    monkeypatch.setattr("sepcli.cli.bench.in_a_process", None)  # nothing is measured
+    assert run(["bench", "hdemucs", *options]) == 2
+    error = capfdbinary.readouterr().err.decode()
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_the_device_that_profiles_and_comparisons_have_may_be_said(capfdbinary) -> None:
+    options = ["--profile", "--device", "cpu", "--seconds", "0.5", "--json"]
+    assert run(["bench", "cws-mdensenet", *options]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["model"] == "cws-mdensenet"
+
+
+def test_a_process_of_its_own_gives_its_answer_or_its_error() -> None:
+    assert in_a_process(os.getpid) != os.getpid()
+    with pytest.raises(UsageError, match="no such package"):
+        in_a_process(rival, "spleeter", find("umx"), None)
+
+
+def test_a_process_that_is_killed_ends_the_call_with_one_line() -> None:
+    with pytest.raises(SepcliError, match="the process that measured was killed") as caught:
+        in_a_process(signal.raise_signal, signal.SIGKILL)
+    assert "memory" in str(caught.value)
 
 
 @pytest.mark.reference

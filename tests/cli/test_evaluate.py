@@ -112,6 +112,36 @@ def test_all_files_are_written_and_museval_reads_its_own(call: Call, songs: Path
     assert written["targets"][0]["frames"][0]["metrics"]["SDR"] == pytest.approx(20, abs=1e-3)
 
 
+def test_musevals_files_are_written_though_the_result_was_kept_without_frames(call: Call, songs: Path) -> None:
+    words = ("--estimates", "made", "--data", songs, "--protocol", "cws", "--json", "r.json", "--no-frames")
+    assert call(*words).code == 0
+    answer = call(*words, "--museval-json", "mv")
+    assert answer.code == 0, answer.err
+    assert sorted(path.name for path in Path("mv").iterdir()) == ["song 0.json", "song 1.json", "song 2.json"]
+    assert "frames" not in json.loads(Path("r.json").read_text())["songs"][0]
+
+
+def test_musevals_file_of_a_whole_song_has_its_begin_and_its_length(call: Call, songs: Path) -> None:
+    answer = call("--estimates", "made", "--data", songs, "--protocol", "cws", "--frame", "inf", "--museval-json", "mv")
+    assert answer.code == 0
+    for target in json.loads(Path("mv/song 0.json").read_text())["targets"]:
+        assert [(frame["time"], frame["duration"]) for frame in target["frames"]] == [(0, 1.2)]
+
+
+@pytest.mark.parametrize("option", ["--museval-json", "--plots", "--csv", "--json"])
+def test_what_cannot_be_written_is_refused_before_anything_is_scored(
+    option: str, call: Call, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "score_song", None)
+    Path("afile").touch()
+    for place in ("afile/x", "afile" if option in ("--museval-json", "--plots") else "data"):
+        answer = call("--estimates", "made", "--data", songs, "--protocol", "cws", option, place)
+        assert answer.code == 2
+        assert f"{option} {place}: cannot be written" in answer.err
+        assert answer.err.count("\n") == 1
+    assert not list(songs.parent.glob("*.part"))
+
+
 @pytest.mark.reference
 def test_musevals_store_aggregates_our_files_as_we_do(call: Call, songs: Path) -> None:
     store = museval().EvalStore(frames_agg="median", tracks_agg="median")

@@ -135,6 +135,16 @@ def test_status_says_how_many_are_done_failed_and_left(sepcli, songs, tmp_path: 
     assert (document["items"], document["failed"], document["left"]) == (8, {"decode": 2}, 6)
 
 
+def test_status_counts_the_songs_of_two_machines_that_share_them_once(sepcli, songs, capfdbinary) -> None:
+    from sepcli.cli import run
+
+    for name in ("one", "two"):
+        assert sepcli("songs", "--claim", "claims", "--journal", f"{name}.jsonl").code == 0
+    capfdbinary.readouterr()
+    assert run(["batch", "status", "one.jsonl", "two.jsonl"]) == 0
+    assert "6 songs: 6 finished, 0 failed, 0 left\n" in capfdbinary.readouterr().out.decode()
+
+
 def test_retry_of_a_journal_from_another_folder_says_where_to_go(sepcli, songs, tmp_path: Path, monkeypatch) -> None:
     from sepcli.cli import run
 

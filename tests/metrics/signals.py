@@ -1,6 +1,8 @@
 """Songs by seed for the metrics, and museval where it can be imported."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -50,3 +52,18 @@ def museval() -> Any:
     except ImportError:
         pytest.skip("museval is not installed (extra `reference`)")
     return museval
+
+
+def stem_mp4(path: Path, sounds: Sequence[Any]) -> Path:
+    """A file as MUSDB18's, with an audio stream for each sound, which both its channels have."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format="mp4") as container:
+        streams = [container.add_stream("aac", rate=RATE, layout="stereo") for _ in sounds]
+        for stream, sound in zip(streams, sounds, strict=True):
+            sound = np.asarray(sound, dtype=np.float32)
+            for first in range(0, len(sound) - 1024, 1024):
+                frame = av.AudioFrame.from_ndarray(np.tile(sound[first : first + 1024], (2, 1)), "fltp", "stereo")
+                frame.sample_rate, frame.pts = RATE, first
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from sepcli.errors import AudioError, UsageError
-from sepcli.metrics import sounds
+from sepcli.metrics import evaluate, sounds
 from sepcli.metrics.compare import compared
 from sepcli.metrics.evaluate import score_all, score_song
 from sepcli.metrics.plots import box_plots
@@ -24,7 +24,7 @@ from sepcli.metrics.results import document, finished, key_of, to_csv, to_json
 from sepcli.metrics.scoring import Kind, Scoring
 from sepcli.metrics.sdr import nsdr, si_sdr
 from sepcli.metrics.stems import Pair, Stem, StemSet, find_sets, open_stem, pair, source_of
-from tests.metrics.signals import estimated, museval, musical, white
+from tests.metrics.signals import estimated, museval, musical, stem_mp4, white
 
 RATE = 44100
 ALL = ("SDR", "ISR", "SIR", "SAR", "nSDR")
@@ -118,18 +118,8 @@ def test_two_files_for_one_stem_are_a_problem_of_that_song(tmp_path: Path) -> No
 
 
 def test_a_stem_mp4_is_read_stream_by_stream_at_sixteen_bits(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    path = tmp_path / "A - B.stem.mp4"
     time = np.arange(RATE) / RATE
-    with av.open(str(path), "w", format="mp4") as container:
-        streams = [container.add_stream("aac", rate=RATE, layout="stereo") for _ in range(5)]
-        for index, stream in enumerate(streams):
-            tone = (0.3 * np.sin(2 * np.pi * 220 * (index + 1) * time)).astype(np.float32)
-            for first in range(0, RATE - 1024, 1024):
-                frame = av.AudioFrame.from_ndarray(np.tile(tone[first : first + 1024], (2, 1)), "fltp", "stereo")
-                frame.sample_rate, frame.pts = RATE, first
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+    stem_mp4(tmp_path / "A - B.stem.mp4", [0.3 * np.sin(2 * np.pi * 220 * (index + 1) * time) for index in range(5)])
     song = find_sets([tmp_path])[0]
     assert (song.name, list(song.stems)) == ("A - B", ["mixture", "drums", "bass", "other", "vocals"])
     for index, name in enumerate(("mixture", "drums", "bass", "other", "vocals")):
@@ -358,6 +348,34 @@ def test_a_song_that_fails_does_not_stop_the_others_and_processes_agree_with_one
     spread = sorted(score_all(pairs, scoring("cws"), 2, lambda *done: told.append(done)), key=lambda one: one.name)
     assert [score.entry for score in spread] == [score.entry for score in alone]
     assert sorted(told) == [(f"song {i}", 1.0) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "out of memory; fewer --jobs"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory; fewer --jobs"),
+        (MemoryError(), "out of memory; fewer --jobs"),
+        (RuntimeError("the filters' equations are singular\n at x.cpp"), "the filters' equations are singular"),
+    ],
+    ids=str,
+)
+def test_a_song_that_memory_or_arithmetic_does_not_allow_does_not_stop_the_others(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate.score_song
+
+    def failing(pair: Pair, *rest: Any) -> dict[str, Any]:
+        if pair.name == "song 1":
+            raise error
+        return real(pair, *rest)
+
+    monkeypatch.setattr(evaluate, "score_song", failing)
+    scores = list(score_all(songs(tmp_path), scoring("cws"), 1, lambda *_: None))
+    assert [bool(score.entry) for score in scores] == [True, False, True]
+    assert scores[1].problem.startswith("song 1: ")
+    assert words in scores[1].problem
+    assert "\n" not in scores[1].problem
 
 
 def test_the_document_has_the_layout_of_the_interface(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import soundfile
 from sepcli.errors import AudioError, UsageError
 from sepcli.metrics.page import page, png
 from sepcli.metrics.report import Bands, holes, report_on
+from tests.metrics.signals import stem_mp4
 
 RATE = 44100
 TIME = np.arange(4 * RATE) / RATE
@@ -112,6 +113,20 @@ def test_stems_that_do_not_fit_together_are_refused(
     write(write(tmp_path / "song", {"vocals": tone(440)}), stems, rate)
     with pytest.raises(AudioError, match=message):
         report_on(tmp_path / "song")
+
+
+def test_the_streams_of_a_stem_mp4_are_measured_each_for_itself(tmp_path: Path) -> None:
+    stems = [tone(220 * (index + 1), 0.1 * (index + 1)) for index in range(4)]
+    stem_mp4(tmp_path / "A - B.stem.mp4", [0.5 * sum(stems), *(0.5 * stem for stem in stems)])
+    report = report_on(tmp_path)
+    assert [track.name for track in report.stems] == ["drums", "bass", "other", "vocals"]
+    expected = [20 * math.log10(0.05 * (index + 1) / math.sqrt(2)) for index in range(4)]
+    assert [track.level[1] for track in report.stems] == pytest.approx(expected, abs=0.1)
+    assert max(report.residual[1:3]) < -30
+    assert not report.warnings
+    text = page(report, tmp_path / "report.html")
+    assert text.count("<audio") == 1, "a browser plays the first stream, the mixture, and no other"
+    assert text.count("data:image/png") == 5
 
 
 def test_a_folder_of_several_songs_is_refused(tmp_path: Path) -> None:
