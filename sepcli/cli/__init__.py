@@ -49,6 +49,7 @@ def common(
 
 def main() -> None:
     """Run the command line. The only place that catches everything."""
+    console.open_streams()
     console.listen_for_signals()
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is tidied up: a Ctrl-C while threads end has nothing to say
@@ -80,7 +81,8 @@ def run(arguments: list[str]) -> int:
     """The exit code of a call."""
     command = typer.main.get_command(app)
     try:
-        return int(command(understood(arguments), prog_name="sepcli", standalone_mode=False) or 0)
+        code = int(command(understood(arguments), prog_name="sepcli", standalone_mode=False) or 0)
+        return code or int(console.state.lost)
     except SepcliError as error:
         show(f"{error.what}; {error.hint}" if error.hint else error.what)
         return error.exit_code

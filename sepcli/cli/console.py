@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -25,6 +26,7 @@ class State:
     verbose: bool = False
     debug: bool = False
     progress: str = "auto"
+    lost: bool = False  # a result could not be written
 
 
 state = State()
@@ -65,13 +67,26 @@ def listen_for_signals() -> None:
         signal.signal(number, stop)
 
 
+def open_streams() -> None:
+    """Where a stream was closed before we began, one that leads nowhere; else the next file would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as we run
+
+
 def result(text: str) -> None:
-    """A result, on stdout at once, whatever characters a path holds. Where nobody reads it any more, work goes on."""
+    """A result, on stdout at once, whatever characters a path holds. Where it cannot be written, work goes on.
+
+    That nobody reads it any more is no fault; any other is said, once.
+    """
     try:
         sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        close_stdout()
+    except OSError as failed:
+        lead_nowhere(sys.stdout)
+        if not isinstance(failed, BrokenPipeError):
+            state.lost = True
+            error(f"results cannot be written: {failed.strerror}; the work goes on without them")
 
 
 def document(value: dict[str, Any]) -> None:
@@ -100,7 +115,15 @@ def say(text: str) -> None:
     if bar.progress is not None:
         bar.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
+        write_line(line)
+
+
+def write_line(line: str) -> None:
+    """A line on stderr; where it cannot be written, work goes on without."""
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        lead_nowhere(sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -167,8 +190,7 @@ class Meter:
             self.told = now
             document = {"event": self.event, "input": self.label, "done": round(done, 3)}
             eta = round(spent * (total - done) / done, 1) if done and total else None
-            line = json.dumps(document | {"total": total and round(total, 3), "eta": eta})
-            print(line, file=sys.stderr, flush=True)
+            write_line(json.dumps(document | {"total": total and round(total, 3), "eta": eta}))
 
 
 class Downloads:
@@ -191,6 +213,6 @@ def shortened(text: str, width: int = 32) -> str:
     return text if len(text) <= width else text[: width // 2 - 1] + "…" + text[-width // 2 :]
 
 
-def close_stdout() -> None:
-    """After a reader has gone away: later flushes at exit must not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def lead_nowhere(stream: TextIO) -> None:
+    """After a stream has failed: later flushes, that at exit too, must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
