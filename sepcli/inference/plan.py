@@ -15,7 +15,16 @@ from sepcli.errors import ModelError, UsageError
 from sepcli.inference.sidecar import digest_of_file, key_of
 from sepcli.weights import checkpoint
 from sepcli.weights.catalog import find, require_weights
-from sepcli.weights.votes import candidates, check_source, check_votes, every_stem, identity, is_path, weights_file
+from sepcli.weights.votes import (
+    candidates,
+    check_architecture,
+    check_source,
+    check_votes,
+    every_stem,
+    identity,
+    is_path,
+    weights_file,
+)
 
 Notice = Callable[[str], None]
 Progress = Callable[[float, float | None], None]
@@ -129,6 +138,8 @@ def check_plan(plan: Plan) -> None:
             check_source(name, known, plan.model)
     if plan.bag_weights:
         check_votes(members, plan.stems or sources_of(plan) or (), plan.bag_weights)
+    if plan.architecture is not None:
+        check_architecture(plan.architecture, members)
     if plan.licence == "commercial":
         check_licences(plan)
 

@@ -93,6 +93,11 @@ def is_path(model: str) -> bool:
     return looks or path.is_file() or (path / "best.safetensors").is_file()
 
 
+def is_config(architecture: str) -> bool:
+    """Whether an architecture is named by the public trainer's yaml."""
+    return architecture.endswith((".yaml", ".yml"))
+
+
 def weights_file(model: str) -> Path:
     """The file of a model that is named by a path: itself, or a run's best. Raises ModelError where there is none."""
     path = Path(model).expanduser()
@@ -123,6 +128,20 @@ def check_votes(members: Sequence[Candidate], wanted: Sequence[str], weights: Pa
     if lost := [source for source in wanted if not any(one.votes.get(source, not one.votes) for one in members)]:
         what = f"--bag-weights {weights}: no model has a weight for {', '.join(lost)}"
         raise UsageError(what, "give one a weight, or leave them out with --stems")
+
+
+def check_architecture(architecture: str, members: Sequence[Candidate]) -> None:
+    """Refuse an architecture that is not known, and one where no file is to be told it. Raises UsageError."""
+    if not is_config(architecture):
+        try:
+            find(architecture)
+        except ModelError as error:
+            raise UsageError(f"--architecture {architecture}: {error.what}", error.hint) from error
+    if not any(is_path(candidate.model) for candidate in members):
+        names = ", ".join(candidate.model for candidate in members)
+        raise UsageError(
+            f"--architecture {architecture}: has no effect on {names}", "it goes with a file; leave it out"
+        )
 
 
 def check_source(name: str, sources: Sequence[str], model: str) -> None:
