@@ -209,6 +209,9 @@ def separate(
         batch.write_script(context, plan, options)
         return
     entries, problems = read_list(input_list) if input_list else ([], [])
+    if problems and not entries and not inputs:
+        lines = [problem.what for problem in problems[:3]] + ["…"] * (len(problems) > 3)
+        raise UsageError("; ".join(lines), "no line names a song")
     items, more = find_items([*map(Item, inputs or []), *entries], recursive)
     clashes(outputs(items, plan))
     if plan.destination:

@@ -152,6 +152,14 @@ def test_an_unreadable_line_fails_by_name_and_the_rest_is_done(sepcli, songs, tm
     assert sorted(json.loads(line)["status"] for line in done.lines) == ["done"] * 6 + ["failed"]
 
 
+def test_a_list_without_a_good_line_tells_what_is_wrong_with_each(sepcli, songs, tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"uri":\n{"seconds": 3}\n')
+    done = sepcli("--input-list", "list.jsonl")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "list.jsonl, line 1: is no JSON object; list.jsonl, line 2: names no song" in done.err
+    assert sepcli(songs[0], "--input-list", "list.jsonl").code == 1
+
+
 def test_a_run_ends_in_time_with_the_rest_told(sepcli, song, tmp_path: Path) -> None:
     song("long.wav", seconds=600.0)
     song("short.wav", seconds=0.1)
