@@ -71,7 +71,8 @@ def read_list(path: Path) -> tuple[list[Item], list[AudioError]]:
         try:
             items.append(item_of(row))
         except (ValueError, TypeError) as error:
-            problems.append(AudioError(f"{path}, line {number}: {error}", "the other lines are done"))
+            place = f"{path}, line {number}"
+            problems.append(AudioError(f"{place}: {error}", "the other lines are done", input=place))
     return items, problems
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sepcli.cli import console
-from sepcli.errors import SepcliError, UsageError
+from sepcli.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
     from sepcli.batch.journal import History
@@ -56,7 +56,7 @@ def my_shard(items: "Sequence[Item]", options: Options) -> "list[Item]":
     return mine
 
 
-def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan: "Plan", options: Options) -> int:
+def separate_all(items: "Sequence[Item]", problems: Sequence[AudioError], plan: "Plan", options: Options) -> int:
     """Separate the songs of a list; what fails is told, and the others go on. Returns the exit code."""
     from sepcli.batch.journal import Journal
     from sepcli.batch.process import finder

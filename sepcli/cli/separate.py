@@ -232,7 +232,7 @@ def tell_all(items: "Sequence[Item]", problems: Iterable[AudioError], plan: "Pla
     from sepcli.inference.forecast import Outlook, outlook
 
     plan = replace(plan, device=devices_of(plan.device, 1)[0])
-    plans = [Outlook(str(problem), plan.model, "failed", error=str(problem)) for problem in problems]
+    plans = [Outlook(problem.input, plan.model, "failed", error=str(problem)) for problem in problems]
     for item in items:
         if item.remote or plan.destination:  # nothing is fetched to be looked at
             plans.append(Outlook(item.uri, plan.model, device=plan.device))
