@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> int:
         show(f"{error.what}; {error.hint}" if error.hint else error.what)
         return error.exit_code
     except console.Stopped as stopped:
-        show(f"{stopped.word}; finished songs are kept")
+        show(f"{stopped.word}; finished songs are kept" if console.state.keeps else stopped.word)
         return stopped.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort of the command line
         if hasattr(error, "format_message"):  # the command line itself is wrong

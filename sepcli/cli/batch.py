@@ -74,6 +74,7 @@ def separate_all(items: "Sequence[Item]", problems: Sequence[AudioError], plan: 
         raise UsageError(f"--scratch {plan.scratch}: no song and no stem lies at an address", "leave it out")
     if options.address is not None and options.engine != "ray":
         raise UsageError(f"--address {options.address}: goes with --engine ray")
+    console.state.keeps = True
     with ExitStack() as ends:
         show, engine = engine_of(items, plan, options)
         journal = claims = None

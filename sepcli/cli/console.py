@@ -27,6 +27,7 @@ class State:
     debug: bool = False
     progress: str = "auto"
     lost: bool = False  # a result could not be written
+    keeps: bool = False  # whatever songs are finished stay so when the work is stopped
 
 
 state = State()

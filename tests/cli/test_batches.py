@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from sepcli.cli import console
 from tests import passthrough
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +199,18 @@ def test_a_signal_ends_after_cleaning_up_and_finished_songs_stay(
     left = tree(tmp_path / "separated")
     assert len([name for name in left if name.endswith(".wav")]) == 24
     assert not [name for name in left if ".sepcli-" in name or name.startswith("pass/9")]
+
+
+def test_only_where_songs_are_separated_those_that_are_finished_are_spoken_of(sepcli, song, monkeypatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise console.Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("sepcli.batch.process.separate_song", stopped)
+    monkeypatch.setattr("sepcli.cli.models.catalog", stopped)
+    done = sepcli(song("a.wav", seconds=0.1))
+    assert (done.code, done.err) == (130, "sepcli: error: interrupted; finished songs are kept\n")
+    done = sepcli("models", "list")
+    assert (done.code, done.err) == (130, "sepcli: error: interrupted\n")
 
 
 def test_where_nobody_reads_the_results_the_work_goes_on(batch, tmp_path: Path, environment) -> None:
