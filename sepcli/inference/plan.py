@@ -150,8 +150,8 @@ def check_numbers(plan: Plan) -> None:
         raise UsageError(f"--overlap {plan.overlap:g}: must be at least 0 and below 1")
     if plan.shifts < 0:
         raise UsageError(f"--shifts {plan.shifts}: must be at least 0")
-    if plan.segment is not None and not 0 < plan.segment < math.inf:
-        raise UsageError(f"--segment {plan.segment:g}: must be a positive number of seconds")
+    if plan.segment is not None and not 0.01 <= plan.segment < math.inf:  # below, a song is a crowd of pieces
+        raise UsageError(f"--segment {plan.segment:g}: must be a number of seconds, at least 0.01")
     if plan.batch_size is not None and plan.batch_size < 1:
         raise UsageError(f"--batch-size {plan.batch_size}: must be at least 1")
     if not 0 <= plan.start < math.inf:
