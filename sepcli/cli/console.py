@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
@@ -121,16 +121,32 @@ def say(text: str) -> None:
 
 def write_line(line: str) -> None:
     """A line on stderr; where it cannot be written, work goes on without."""
-    try:
+    with outlived(sys.stderr):
         print(line, file=sys.stderr, flush=True)
-    except OSError:
-        lead_nowhere(sys.stderr)
 
 
 def printable(text: str) -> str:
     """Text that stays one line and does not move the cursor: control characters are shown escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Lasting:
+    """A stream for rich: once it has failed, as that of a terminal which was closed, it leads nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        with outlived(self.stream):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with outlived(self.stream):
+            self.stream.flush()
 
 
 class Bar:
@@ -160,7 +176,8 @@ class Bar:
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as self.progress:
+        console = Console(file=cast(TextIO, Lasting(sys.stderr)))
+        with Progress(*columns, console=console, transient=True, expand=True) as self.progress:
             try:
                 yield Meter(label)
             finally:
@@ -212,6 +229,15 @@ downloads = Downloads()
 
 def shortened(text: str, width: int = 32) -> str:
     return text if len(text) <= width else text[: width // 2 - 1] + "…" + text[-width // 2 :]
+
+
+@contextmanager
+def outlived(stream: TextIO) -> Iterator[None]:
+    """Work goes on where a stream fails within."""
+    try:
+        yield
+    except OSError:
+        lead_nowhere(stream)
 
 
 def lead_nowhere(stream: TextIO) -> None:

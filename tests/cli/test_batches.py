@@ -254,6 +254,21 @@ def test_where_nobody_reads_the_notices_the_work_goes_on(batch, tmp_path: Path, 
     assert len(results) == 24
 
 
+def test_where_the_terminal_is_gone_the_work_goes_on(batch, tmp_path: Path, environment) -> None:
+    pty = pytest.importorskip("pty", reason="terminals are made by POSIX")
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "tests.passthrough", *batch]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=there, cwd=tmp_path, env=environment, start_new_session=True
+    ) as process:
+        os.close(there)
+        assert os.read(here, 100), "a bar"
+        os.close(here)
+        results = process.stdout.read().splitlines()  # type: ignore[union-attr]
+    assert process.returncode == 0
+    assert len(results) == 24
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_streams_that_are_closed_before_it_begins_do_not_matter(closed: str, batch, tmp_path, environment) -> None:
     command = shlex.join([sys.executable, "-m", "tests.passthrough", *batch, "no.wav", "--verbose"])
