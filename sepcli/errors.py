@@ -27,12 +27,14 @@ class AudioError(SepcliError):
     """One song cannot be read, written, or separated; the others go on.
 
     `reason` is its class in a batch's journal: "decode" (the recording), "nan" (samples that are no numbers), "memory",
-    or "io" (files, disks and networks: another try may do).
+    or "io" (files, disks and networks: another try may do). `input` is what was named, where that is known to be no
+    song.
     """
 
-    def __init__(self, what: str, hint: str = "", *, reason: str = "decode") -> None:
+    def __init__(self, what: str, hint: str = "", *, reason: str = "decode", input: str = "") -> None:
         super().__init__(what, hint)
         self.reason = reason
+        self.input = input
 
 
 class UsageError(SepcliError):

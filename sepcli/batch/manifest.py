@@ -1,5 +1,6 @@
 """Lists of songs: paths, JSON lines or CSV in; items with what is known of them out. No torch, no numpy."""
 
+import codecs
 import csv
 import io
 import json
@@ -57,6 +58,7 @@ def read_list(path: Path) -> tuple[list[Item], list[AudioError]]:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UsageError(f"--input-list {path}: cannot be read: {error.strerror}") from error
+    content = content.removeprefix(codecs.BOM_UTF8)
     lines = content.splitlines()
     first = next((line.strip() for line in lines if line.strip()), b"")
     columns = first.decode("utf-8", "replace").lower().split(",")
@@ -71,7 +73,8 @@ def read_list(path: Path) -> tuple[list[Item], list[AudioError]]:
         try:
             items.append(item_of(row))
         except (ValueError, TypeError) as error:
-            problems.append(AudioError(f"{path}, line {number}: {error}", "the other lines are done"))
+            place = f"{path}, line {number}"
+            problems.append(AudioError(f"{place}: {error}", "the other lines are done", input=place))
     return items, problems
 
 
@@ -85,7 +88,7 @@ def json_rows(lines: Sequence[bytes]) -> Iterator[tuple[int, Any]]:
 
 
 def csv_rows(content: bytes) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=""))
+    reader = csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
     for row in reader:
         yield reader.line_num, {key: value for key, value in row.items() if key and value}

@@ -12,7 +12,7 @@ from sepcli.batch.claims import Claims
 from sepcli.batch.journal import Journal
 from sepcli.batch.manifest import Item
 from sepcli.batch.process import Process
-from sepcli.errors import SepcliError, UsageError
+from sepcli.errors import AudioError, SepcliError, UsageError
 from sepcli.inference.plan import Notice, Progress, Record
 
 DEATHS = 3
@@ -162,7 +162,7 @@ def loop(process: Process, watch: Watch) -> Engine:
 
 def run(
     items: Sequence[Item],
-    problems: Iterable[SepcliError],
+    problems: Iterable[AudioError],
     engine: Engine,
     tell: Callable[[Record], None],
     notice: Notice,
@@ -182,7 +182,7 @@ def run(
 
     feed = Feed(deque(items), model, told, notice, finished, limits, claims)
     for problem in problems:
-        tell(Record(str(problem), model, error=str(problem), reason="io"))
+        tell(Record(problem.input, model, error=str(problem), reason="io"))
         feed.fail()
     for item, record in engine(feed):
         feed.finish(item, record)

@@ -1,6 +1,7 @@
 """Which songs are meant by what is named, and what `sepcli data scan` writes of each: where, how long, its digest."""
 
 import glob
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,24 +30,60 @@ def find_items(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], li
 
     Raises UsageError where no input exists, and what `storage` raises for addresses.
     """
+    if not entries:
+        raise UsageError("no input is named")
     items: list[Item] = []
     problems: list[AudioError] = []
-    for remote, group in groupby(entries, lambda entry: entry.remote):
+    groups = [(remote, list(group)) for remote, group in groupby(entries, lambda entry: entry.remote)]
+    refused: list[UsageError] = []
+    for remote, group in groups:
         if remote:
             from sepcli.batch.storage import find_remote
 
-            found, wrong = find_remote(list(group), recursive)
-            items += found
-            problems += wrong
-            continue
-        named = [replace(entry, uri=str(Path(entry.uri))) for entry in group]
-        known = {entry.uri: entry for entry in named}
-        songs, wrong = find_songs([Path(uri) for uri in known], recursive)
+            found, wrong = find_remote(group, recursive)
+            if not found:
+                refused.append(UsageError("; ".join(str(problem) for problem in wrong[:3])))
+        else:
+            try:
+                found, wrong = find_local(group, recursive)
+            except UsageError as error:
+                refused.append(error)
+                found, wrong = find_each(group, recursive)
+        items += found
         problems += wrong
-        items += [with_facts(song, known.get(str(song.path))) for song in songs]
-    if not entries:
-        raise UsageError("no input is named")
+    if len(refused) == len(groups):
+        raise UsageError("; ".join(error.what for error in refused), refused[0].hint)
     return [replace(item, index=index) for index, item in enumerate(items, 1)], problems
+
+
+def find_local(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], list[AudioError]]:
+    """`find_items` for paths, without their places. Raises UsageError where none of them exists."""
+    known = named(entries)
+    songs, problems = find_songs([Path(uri) for uri in known], recursive)
+    for problem in problems:
+        told = [uri for uri in known if problem.what.startswith(" ".join(f"{uri}:".split()))]
+        problem.input = max(told, key=len, default=problem.what)
+    return [with_facts(song, known.get(str(song.path))) for song in songs], problems
+
+
+def find_each(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], list[AudioError]]:
+    """Paths of which none names a song, beside addresses that do: missing files fail one by one, later."""
+    items: list[Item] = []
+    problems: list[AudioError] = []
+    for uri, entry in named(entries).items():
+        try:
+            find_local([entry], recursive)
+        except UsageError as error:
+            if os.path.lexists(uri):
+                problems.append(AudioError(error.what, error.hint, input=uri))
+            else:
+                items.append(entry)
+    return items, problems
+
+
+def named(entries: Sequence[Item]) -> dict[str, Item]:
+    """Entries by their paths, each once."""
+    return {str(Path(entry.uri)): replace(entry, uri=str(Path(entry.uri))) for entry in entries}
 
 
 def with_facts(song: Found, entry: Item | None) -> Item:

@@ -70,7 +70,7 @@ def told(error: Exception) -> str:
 
 
 def find_remote(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], list[AudioError]]:
-    """The songs that addresses name: objects, patterns, and prefixes, which are searched for audio suffixes.
+    """The songs that addresses name: objects, patterns, and prefixes, searched for audio suffixes; and what names none.
 
     Raises UsageError where a storage is not known.
     """
@@ -94,6 +94,7 @@ def find_remote(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], l
         try:
             names = patiently(search, entry.uri)
         except AudioError as error:
+            error.input = entry.uri
             problems.append(error)
             continue
         songs = [name for name in sorted(names) if PurePath(name).suffix.lower() in AUDIO_SUFFIXES]
@@ -103,11 +104,8 @@ def find_remote(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], l
             reldir = "" if str(below) == "." else str(below)
             found.setdefault(uri := fs.unstrip_protocol(name), Item(uri, reldir=reldir))
         if not songs:
-            problems.append(
-                AudioError(f"{entry.uri}: no song there", "" if recursive else "--recursive looks below it")
-            )
-    if not found and problems:
-        raise UsageError("; ".join(str(problem) for problem in problems[:3]))
+            hint = "" if recursive else "--recursive looks below it"
+            problems.append(AudioError(f"{entry.uri}: no song there", hint, input=entry.uri))
     return list(found.values()), problems
 
 

@@ -4,6 +4,7 @@ import signal
 import sys
 import traceback
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 import typer
@@ -49,6 +50,7 @@ def common(
 
 def main() -> None:
     """Run the command line. The only place that catches everything."""
+    console.open_streams()
     console.listen_for_signals()
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is tidied up: a Ctrl-C while threads end has nothing to say
@@ -61,35 +63,40 @@ def understood(arguments: list[str]) -> list[str]:
     Raises UsageError.
     """
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    first = arguments[0] if arguments else "--help"
-    if first not in commands and (Path(first).exists() or (first.startswith("-") and first not in OWN)):
-        arguments = ["separate", *arguments]  # `sepcli song.wav`
-    if arguments[:1] != ["separate"]:
+    front = list(takewhile(lambda word: word in OWN, arguments))
+    words = arguments[len(front) :]
+    if words and words[0] not in commands and (Path(words[0]).exists() or words[0].startswith("-")):
+        words = ["separate", *words]  # `sepcli song.wav`
+    if words[:1] != ["separate"]:
         return arguments
-    if "--list-models" in arguments:
-        return ["models", "list"]
+    if "--list-models" in words:
+        return [*front, "models", "list"]
     options = [option for option in commands["separate"].params if not getattr(option, "is_flag", True)]
-    words, notices = demucs.translate(arguments[1:], {name for option in options for name in option.opts})
-    if not {"-q", "--quiet"} & {*words}:
+    words, notices = demucs.translate(words[1:], {name for option in options for name in option.opts})
+    if not {"-q", "--quiet"} & {*front, *words}:
         for text in notices:
             console.notice(text)
-    return ["separate", *words]
+    return [*front, "separate", *words]
 
 
 def run(arguments: list[str]) -> int:
     """The exit code of a call."""
     command = typer.main.get_command(app)
+    words = arguments
     try:
-        return int(command(understood(arguments), prog_name="sepcli", standalone_mode=False) or 0)
+        words = understood(arguments)
+        code = int(command(words, prog_name="sepcli", standalone_mode=False) or 0)
+        return code or int(console.state.lost)
     except SepcliError as error:
         show(f"{error.what}; {error.hint}" if error.hint else error.what)
         return error.exit_code
     except console.Stopped as stopped:
-        show(f"{stopped.word}; finished songs are kept")
+        show(f"{stopped.word}; finished songs are kept" if console.state.keeps else stopped.word)
         return stopped.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort of the command line
         if hasattr(error, "format_message"):  # the command line itself is wrong
-            show(f"{error.format_message()}; see `sepcli {' '.join(arguments[:1])} --help`".replace("  ", " "))
+            named = next((f"{word} " for word in words if word not in OWN), "")
+            show(f"{error.format_message()}; see `sepcli {named}--help`")
             return 2
         show(f"{type(error).__name__}: {error}; this is a fault of sepcli: please report it with the output of --debug")
         return 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sepcli.cli import console
-from sepcli.errors import SepcliError, UsageError
+from sepcli.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
     from sepcli.batch.journal import History
@@ -57,7 +57,7 @@ def my_shard(items: "Sequence[Item]", options: Options) -> "list[Item]":
     return mine
 
 
-def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan: "Plan", options: Options) -> int:
+def separate_all(items: "Sequence[Item]", problems: Sequence[AudioError], plan: "Plan", options: Options) -> int:
     """Separate the songs of a list; what fails is told, and the others go on. Returns the exit code."""
     from sepcli.batch.journal import Journal
     from sepcli.batch.process import finder
@@ -72,6 +72,7 @@ def separate_all(items: "Sequence[Item]", problems: Sequence[SepcliError], plan:
     if plan.scratch is not None and not plan.destination and not any(item.remote for item in items):
         raise UsageError(f"--scratch {plan.scratch}: no song and no stem lies at an address", "leave it out")
     check_address(options)
+    console.state.keeps = True
     with ExitStack() as ends:
         show, engine = engine_of(items, plan, options)
         journal = claims = None

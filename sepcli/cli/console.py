@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
@@ -25,6 +26,8 @@ class State:
     verbose: bool = False
     debug: bool = False
     progress: str = "auto"
+    lost: bool = False  # a result could not be written
+    keeps: bool = False  # whatever songs are finished stay so when the work is stopped
 
 
 state = State()
@@ -65,13 +68,26 @@ def listen_for_signals() -> None:
         signal.signal(number, stop)
 
 
+def open_streams() -> None:
+    """Where a stream was closed before we began, one that leads nowhere; else the next file would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as we run
+
+
 def result(text: str) -> None:
-    """A result, on stdout at once, whatever characters a path holds. Where nobody reads it any more, work goes on."""
+    """A result, on stdout at once, whatever characters a path holds. Where it cannot be written, work goes on.
+
+    That nobody reads it any more is no fault; any other is said, once.
+    """
     try:
         sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        close_stdout()
+    except OSError as failed:
+        lead_nowhere(sys.stdout)
+        if not isinstance(failed, BrokenPipeError):
+            state.lost = True
+            error(f"results cannot be written: {failed.strerror}; the work goes on without them")
 
 
 def document(value: dict[str, Any]) -> None:
@@ -101,6 +117,12 @@ def say(text: str) -> None:
     if bar.progress is not None:
         bar.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
+        write_line(line)
+
+
+def write_line(line: str) -> None:
+    """A line on stderr; where it cannot be written, work goes on without."""
+    with outlived(sys.stderr):
         print(line, file=sys.stderr, flush=True)
 
 
@@ -108,6 +130,24 @@ def printable(text: str) -> str:
     """Text that stays one line and does not move the cursor: control characters are shown escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Lasting:
+    """A stream for rich: once it has failed, as that of a terminal which was closed, it leads nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        with outlived(self.stream):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with outlived(self.stream):
+            self.stream.flush()
 
 
 class Bar:
@@ -137,7 +177,8 @@ class Bar:
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as self.progress:
+        console = Console(file=cast(TextIO, Lasting(sys.stderr)))
+        with Progress(*columns, console=console, transient=True, expand=True) as self.progress:
             try:
                 yield Meter(label)
             finally:
@@ -168,8 +209,7 @@ class Meter:
             self.told = now
             document = {"event": self.event, "input": self.label, "done": round(done, 3)}
             eta = round(spent * (total - done) / done, 1) if done and total else None
-            line = json.dumps(document | {"total": total and round(total, 3), "eta": eta})
-            print(line, file=sys.stderr, flush=True)
+            write_line(json.dumps(document | {"total": total and round(total, 3), "eta": eta}))
 
 
 class Downloads:
@@ -192,6 +232,15 @@ def shortened(text: str, width: int = 32) -> str:
     return text if len(text) <= width else text[: width // 2 - 1] + "…" + text[-width // 2 :]
 
 
-def close_stdout() -> None:
-    """After a reader has gone away: later flushes at exit must not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextmanager
+def outlived(stream: TextIO) -> Iterator[None]:
+    """Work goes on where a stream fails within."""
+    try:
+        yield
+    except OSError:
+        lead_nowhere(stream)
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """After a stream has failed: later flushes, that at exit too, must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -273,6 +273,7 @@ def evaluated(
     for text in failed.values():
         console.error(text)
     place = None if kept is None or str(kept) == "-" else kept
+    console.state.keeps = place is not None
     keys = {one.name: key_of(one, scoring) for one in pairs}
     old = finished(place, keys.values(), frames=frames) if place else {}
     songs = [old[keys[one.name]] for one in pairs if keys[one.name] in old]

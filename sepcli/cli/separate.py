@@ -209,6 +209,9 @@ def separate(
         batch.write_script(context, plan, options)
         return
     entries, problems = read_list(input_list) if input_list else ([], [])
+    if problems and not entries and not inputs:
+        lines = [problem.what for problem in problems[:3]] + ["…"] * (len(problems) > 3)
+        raise UsageError("; ".join(lines), "no line names a song")
     items, more = find_items([*map(Item, inputs or []), *entries], recursive)
     clashes(outputs(items, plan))
     if plan.destination:
@@ -229,7 +232,7 @@ def tell_all(items: "Sequence[Item]", problems: Iterable[AudioError], plan: "Pla
     from sepcli.inference.forecast import Outlook, outlook
 
     plan = replace(plan, device=devices_of(plan.device, 1)[0])
-    plans = [Outlook(str(problem), plan.model, "failed", error=str(problem)) for problem in problems]
+    plans = [Outlook(problem.input, plan.model, "failed", error=str(problem)) for problem in problems]
     for item in items:
         if item.remote or plan.destination:  # nothing is fetched to be looked at
             plans.append(Outlook(item.uri, plan.model, device=plan.device))

@@ -17,7 +17,7 @@ from sepcli.inference.memory import release
 from sepcli.inference.stream import Cut, cut_for, drop, estimates, overlap_add, pieces, reblock
 from sepcli.models.separator import Separator
 from sepcli.weights.load import load_separator
-from sepcli.weights.votes import candidates, check_source
+from sepcli.weights.votes import candidates, check_source, check_votes
 
 if TYPE_CHECKING:
     import numpy
@@ -249,7 +249,8 @@ def load_bag(
     """
     place = choose(device)
     members = []
-    for candidate in candidates(models, weights):
+    named = candidates(models, weights)
+    for candidate in named:
         if stems and candidate.votes and not any(candidate.votes.get(stem, 0) > 0 for stem in stems):
             continue
         loaded = load_separator(
@@ -272,7 +273,7 @@ def load_bag(
             notice(f"{candidate.model}: --overlap and --quality have no effect, its pieces equal one pass as they are")
     if not members:
         raise UsageError(f"{models} has no weight for {', '.join(stems)}", "see `sepcli models show`")
-    return Bag(
+    bag = Bag(
         with_shifts(members, shifts, seed),
         name=models,
         device=place,
@@ -293,3 +294,6 @@ def load_bag(
             "precision": precision,
         },
     )
+    if weights:
+        check_votes(named, bag.sources, weights)
+    return bag

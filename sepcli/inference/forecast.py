@@ -19,7 +19,7 @@ from sepcli import models
 from sepcli.audio import channels
 from sepcli.audio.paths import Found
 from sepcli.audio.read import open_song
-from sepcli.errors import ModelError, UsageError
+from sepcli.errors import AudioError, ModelError, UsageError
 from sepcli.inference.device import batch_size_for, choose
 from sepcli.inference.files import finished, form_of
 from sepcli.inference.plan import Plan, stem_path, stems_of
@@ -122,8 +122,13 @@ def outlook(found: Found, index: int, plan: Plan) -> Outlook:
         return Outlook(record.input, record.model, record.status, stems=record.stems)
     song = open_song(found.path)
     form, _ = form_of(song, plan)
+    if song.frames is not None and round(plan.start * song.sample_rate) >= song.frames:
+        raise AudioError(f"{found.path}: --start {plan.start:g} is beyond its {song.frames / song.sample_rate:.2f} s")
     entries = entries_of(plan)
     stems = stems_of(plan, max((entry.sources for entry in entries), key=len)) if entries else {}
+    paths = {stem: stem_path(found, index, plan, stem, form.extension) for stem in stems}
+    if plan.existing == "error" and (there := [path for path in paths.values() if path.exists()]):
+        raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out", reason="io")
     end = math.inf if plan.end is None else plan.end
     length = None if song.frames is None else max(0.0, min(song.frames / song.sample_rate, end) - plan.start)
     expected = forecast(
@@ -135,12 +140,11 @@ def outlook(found: Found, index: int, plan: Plan) -> Outlook:
         shifts=plan.shifts,
         batch_size=plan.batch_size,
     )
-    paths = {stem: str(stem_path(found, index, plan, stem, form.extension)) for stem in stems}
     seconds = None if expected.seconds is None else round(expected.seconds, 1)
     return Outlook(
         str(found.path),
         plan.model,
-        stems=paths,
+        stems={stem: str(path) for stem, path in paths.items()},
         device=expected.device,
         segments=expected.segments,
         memory=expected.memory,

@@ -15,7 +15,16 @@ from sepcli.errors import ModelError, UsageError
 from sepcli.inference.sidecar import digest_of_file, key_of
 from sepcli.weights import checkpoint
 from sepcli.weights.catalog import find, require_weights
-from sepcli.weights.votes import candidates, check_source, every_stem, identity, is_path, weights_file
+from sepcli.weights.votes import (
+    candidates,
+    check_architecture,
+    check_source,
+    check_votes,
+    every_stem,
+    identity,
+    is_path,
+    weights_file,
+)
 
 Notice = Callable[[str], None]
 Progress = Callable[[float, float | None], None]
@@ -127,6 +136,10 @@ def check_plan(plan: Plan) -> None:
         known = tuple(dict.fromkeys(itertools.chain(*(candidate.votes for candidate in members))))
         for name in (*plan.stems, *([plan.two_stems] if plan.two_stems else [])):
             check_source(name, known, plan.model)
+    if plan.bag_weights:
+        check_votes(members, plan.stems or sources_of(plan) or (), plan.bag_weights)
+    if plan.architecture is not None:
+        check_architecture(plan.architecture, members)
     if plan.licence == "commercial":
         check_licences(plan)
 
@@ -137,8 +150,8 @@ def check_numbers(plan: Plan) -> None:
         raise UsageError(f"--overlap {plan.overlap:g}: must be at least 0 and below 1")
     if plan.shifts < 0:
         raise UsageError(f"--shifts {plan.shifts}: must be at least 0")
-    if plan.segment is not None and not 0 < plan.segment < math.inf:
-        raise UsageError(f"--segment {plan.segment:g}: must be a positive number of seconds")
+    if plan.segment is not None and not 0.01 <= plan.segment < math.inf:  # below, a song is a crowd of pieces
+        raise UsageError(f"--segment {plan.segment:g}: must be a number of seconds, at least 0.01")
     if plan.batch_size is not None and plan.batch_size < 1:
         raise UsageError(f"--batch-size {plan.batch_size}: must be at least 1")
     if not 0 <= plan.start < math.inf:

@@ -21,8 +21,8 @@ from sepcli.weights.fetch import cached, digest_of, fetch, is_remote, proven_dig
 from sepcli.weights.foreign import describe
 from sepcli.weights.layouts import LAYOUTS
 from sepcli.weights.read import Published, read
-from sepcli.weights.trainer import by_keys, config_beside, heads_of, is_config, is_scnet, with_config
-from sepcli.weights.votes import check_source, is_path, weights_file
+from sepcli.weights.trainer import by_keys, config_beside, heads_of, is_scnet, with_config
+from sepcli.weights.votes import check_source, is_config, is_path, weights_file
 
 BROKEN = (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, ArithmeticError, LookupError, AttributeError)
 

@@ -39,10 +39,6 @@ def config_beside(weights: Path) -> Path | None:
     return next((file for stem in stems for end in ("yaml", "yml") if (file := Path(f"{stem}.{end}")).is_file()), None)
 
 
-def is_config(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
 def read_config(path: Path) -> Mapping[str, Any]:
     """The tables of a yaml, in which a tuple is a list. Raises ModelError for any other tag that is not plain data, and
     for aliases, with which a few lines can stand for gigabytes.

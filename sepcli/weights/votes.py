@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepcli.errors import ModelError, UsageError
+from sepcli.weights import checkpoint
 from sepcli.weights.catalog import Entry, find
 from sepcli.weights.fetch import digest_of
 
@@ -33,8 +34,13 @@ def candidates(models: str, weights: Path | None = None) -> list[Candidate]:
     if unknown := own.keys() - set(names):
         raise UsageError(f"--bag-weights {weights}: {min(unknown)} is not among the models", f"they are {models}")
     for name in names:
-        for candidate in [Candidate(name, {}, None)] if is_path(name) else published(find(name)):
-            if factor := own.get(name):
+        members = [Candidate(name, {}, None)] if is_path(name) else published(find(name))
+        factor = own.get(name, {})
+        known = known_sources(name, members) if factor else ()
+        for source in factor if known else ():
+            check_source(source, known, f"--bag-weights {weights}: {name}")
+        for candidate in members:
+            if factor:
                 sources = candidate.votes or dict.fromkeys(factor, 1.0)
                 candidate.votes = {source: vote * factor.get(source, 0.0) for source, vote in sources.items()}
             if (same := found.get(candidate.model)) is not None:
@@ -57,6 +63,14 @@ def published(entry: Entry) -> list[Candidate]:
     return members
 
 
+def known_sources(model: str, members: Sequence[Candidate]) -> tuple[str, ...]:
+    """The sources of a model, as far as its entry or its file says them without being loaded. Raises ModelError."""
+    if is_path(model):
+        table = checkpoint.read_entry(weights_file(model)) or {}
+        return tuple(map(str, table.get("sources", ())))
+    return tuple(dict.fromkeys(source for member in members for source in member.votes))
+
+
 def read_weights(path: Path) -> dict[str, dict[str, float]]:
     """Weights of a bag from a TOML file: a table for each model, `source = weight`. Raises UsageError."""
     try:
@@ -77,6 +91,11 @@ def is_path(model: str) -> bool:
     path = Path(model)
     looks = "/" in model or "\\" in model or path.suffix in WEIGHT_SUFFIXES
     return looks or path.is_file() or (path / "best.safetensors").is_file()
+
+
+def is_config(architecture: str) -> bool:
+    """Whether an architecture is named by the public trainer's yaml."""
+    return architecture.endswith((".yaml", ".yml"))
 
 
 def weights_file(model: str) -> Path:
@@ -102,6 +121,27 @@ def every_stem(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """
     rest: dict[str, tuple[str, ...]] = {f"no_{sources[0]}": ()} if len(sources) == 1 else {}
     return {source: (source,) for source in sources} | rest
+
+
+def check_votes(members: Sequence[Candidate], wanted: Sequence[str], weights: Path) -> None:
+    """Refuse weights that leave a stem that is wanted to nobody. Raises UsageError."""
+    if lost := [source for source in wanted if not any(one.votes.get(source, not one.votes) for one in members)]:
+        what = f"--bag-weights {weights}: no model has a weight for {', '.join(lost)}"
+        raise UsageError(what, "give one a weight, or leave them out with --stems")
+
+
+def check_architecture(architecture: str, members: Sequence[Candidate]) -> None:
+    """Refuse an architecture that is not known, and one where no file is to be told it. Raises UsageError."""
+    if not is_config(architecture):
+        try:
+            find(architecture)
+        except ModelError as error:
+            raise UsageError(f"--architecture {architecture}: {error.what}", error.hint) from error
+    if not any(is_path(candidate.model) for candidate in members):
+        names = ", ".join(candidate.model for candidate in members)
+        raise UsageError(
+            f"--architecture {architecture}: has no effect on {names}", "it goes with a file; leave it out"
+        )
 
 
 def check_source(name: str, sources: Sequence[str], model: str) -> None:

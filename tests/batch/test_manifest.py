@@ -55,6 +55,15 @@ def test_an_unreadable_line_is_named_and_the_others_are_there(line: str, words: 
     assert words in problems[0].what
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("list.txt", "a.wav\nb.wav\n"), ("l.jsonl", '{"uri": "a.wav"}\n'), ("l.csv", "uri,x\na.wav,1\n")]
+)
+def test_the_mark_that_some_editors_begin_a_file_with_is_passed_over(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    items, problems = read_list(tmp_path / name)
+    assert (items[0], problems) == (Item("a.wav"), [])
+
+
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_list(tmp_path / "none.txt")

@@ -77,3 +77,25 @@ def test_a_bag_is_commercial_if_every_member_is(both, sepcli, song) -> None:
     refused = sepcli(song("a.wav"), "--model", "both", "--licence", "commercial")
     assert (refused.code, "voice: weights: MIT, of a model card" in refused.err) == (3, True)
     assert sepcli(song("a.wav"), "--model", "four", "--licence", "commercial").code == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "table", "words"),
+    [
+        ("four,voice", "[voice]\nvocal = 1.0\n", "bag.toml: voice has no stem 'vocal'; did you mean vocals?"),
+        ("both", "[both]\ndrumz = 2\nvocals = 1\n", "bag.toml: both has no stem 'drumz'; did you mean drums?"),
+        ("four,voice", "[four]\nvocals = 1\n", "bag.toml: no model has a weight for drums, bass, other"),
+        ("four", "[four]\nvocals = 1\n", "bag.toml: no model has a weight for drums, bass, other"),
+    ],
+)
+def test_weights_for_other_sources_than_the_models_have_are_refused(both, model, table, words, sepcli, song, tmp_path):
+    (tmp_path / "bag.toml").write_text(table)
+    done = sepcli(song("a.wav"), "--model", model, "--bag-weights", "bag.toml")
+    assert (done.code, words in done.err, done.err.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "separated").exists()
+
+
+def test_stems_without_a_weight_may_be_left_out(both, sepcli, song, tmp_path: Path) -> None:
+    (tmp_path / "bag.toml").write_text("[four]\nvocals = 1\n")
+    done = sepcli(song("a.wav"), "--model", "four", "--bag-weights", "bag.toml", "--stems", "vocals")
+    assert [Path(line).stem for line in done.lines] == ["vocals"], done.err

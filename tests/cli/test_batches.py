@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from sepcli.cli import console
 from tests import passthrough
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +218,18 @@ def test_an_interrupt_while_stems_are_encoded_leaves_nothing(tmp_path: Path, env
     assert tree(tmp_path / "separated") == {}
 
 
+def test_only_where_songs_are_separated_those_that_are_finished_are_spoken_of(sepcli, song, monkeypatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise console.Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("sepcli.batch.process.separate_song", stopped)
+    monkeypatch.setattr("sepcli.cli.models.catalog", stopped)
+    done = sepcli(song("a.wav", seconds=0.1))
+    assert (done.code, done.err) == (130, "sepcli: error: interrupted; finished songs are kept\n")
+    done = sepcli("models", "list")
+    assert (done.code, done.err) == (130, "sepcli: error: interrupted\n")
+
+
 def test_where_nobody_reads_the_results_the_work_goes_on(batch, tmp_path: Path, environment) -> None:
     command = [sys.executable, "-m", "tests.passthrough", *batch]
     with subprocess.Popen(
@@ -228,6 +242,60 @@ def test_where_nobody_reads_the_results_the_work_goes_on(batch, tmp_path: Path, 
         assert process.wait() == 0
     assert error == ""
     assert len([name for name in tree(tmp_path / "separated") if name.endswith(".wav")]) == 24
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a device that is always full")
+def test_where_the_results_have_no_room_it_is_said_once_and_the_work_goes_on(batch, tmp_path, environment) -> None:
+    command = [sys.executable, "-m", "tests.passthrough", *batch]
+    buffered = environment | {"PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=buffered, check=False
+        )
+    assert done.stderr == (
+        "sepcli: error: results cannot be written: No space left on device; the work goes on without them\n"
+    )
+    assert done.returncode == 1, "a script that reads them must not think that it has all"
+    assert len(list((tmp_path / "separated").rglob("*.wav"))) == 24
+
+
+def test_where_nobody_reads_the_notices_the_work_goes_on(batch, tmp_path: Path, environment) -> None:
+    command = [sys.executable, "-m", "tests.passthrough", *batch, "--verbose"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as process:
+        process.stderr.readline()  # type: ignore[union-attr]
+        process.stderr.close()  # type: ignore[union-attr]
+        results = process.stdout.read().splitlines()  # type: ignore[union-attr]
+    assert process.returncode == 0
+    assert len(results) == 24
+
+
+def test_where_the_terminal_is_gone_the_work_goes_on(batch, tmp_path: Path, environment) -> None:
+    pty = pytest.importorskip("pty", reason="terminals are made by POSIX")
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "tests.passthrough", *batch]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=there, cwd=tmp_path, env=environment, start_new_session=True
+    ) as process:
+        os.close(there)
+        assert os.read(here, 100), "a bar"
+        os.close(here)
+        results = process.stdout.read().splitlines()  # type: ignore[union-attr]
+    assert process.returncode == 0
+    assert len(results) == 24
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_streams_that_are_closed_before_it_begins_do_not_matter(closed: str, batch, tmp_path, environment) -> None:
+    command = shlex.join([sys.executable, "-m", "tests.passthrough", *batch, "no.wav", "--verbose"])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 1, "of the song that is missing"
+    assert len(list((tmp_path / "separated").rglob("*.wav"))) == 24
+    assert len(done.stdout.splitlines()) == (24 if closed == "2>&-" else 0)
+    assert done.stderr.count("no.wav: no such file") == (closed == ">&-")
 
 
 def test_a_second_interrupt_while_python_ends_has_nothing_to_say(tmp_path: Path, environment) -> None:

@@ -131,6 +131,23 @@ def test_separate_may_be_left_out(song, weights: Path, tmp_path: Path, monkeypat
     assert run(["seperate", str(path)]) == 2
 
 
+@pytest.mark.parametrize("command", [[], ["separate"]])
+def test_options_of_every_command_may_come_first(
+    command, song, weights: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    from sepcli.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    path = song("a.wav", seconds=0.1)
+    words = [str(path), "--model", str(weights), "--mp3", "--mp3-preset", "2"]
+    assert run(["-q", *command, *words]) == 0
+    told = capfd.readouterr()
+    assert (told.err, len(told.out.splitlines())) == ("", 4)
+    assert all(line.endswith(".mp3") for line in told.out.splitlines())
+    assert run(["-q", *command, str(path), "--nonsense"]) == 2
+    assert "see `sepcli separate --help`" in capfd.readouterr().err
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize(
     "options",

@@ -234,3 +234,19 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be(sepcli, song, tmp_path:
     assert text.lines[0].startswith("a.wav: ")
     assert "on cpu, 3 pieces" in text.lines[0]
     assert text.lines[-5].endswith("finished already")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--start", "100"], "a.wav: --start 100 is beyond its 2.00 s"),
+        (["--existing", "error"], "a.wav: separated/pass/a/drums.wav exists"),
+    ],
+)
+def test_a_dry_run_fails_with_what_the_real_call_would_fail_with(options, words: str, sepcli, song) -> None:
+    path = song("a.wav", seconds=2).name
+    assert sepcli(path).code == 0
+    tried = sepcli(path, *options, "--dry-run", "--device", "cpu")
+    assert (tried.code, words in tried.err) == (1, True)
+    real = sepcli(path, *options)
+    assert (real.code, real.err) == (1, tried.err)

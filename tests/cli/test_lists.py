@@ -162,6 +162,50 @@ def test_an_unreadable_line_fails_by_name_and_the_rest_is_done(sepcli, songs, tm
     assert sorted(json.loads(line)["status"] for line in done.lines) == ["done"] * 6 + ["failed"]
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_the_document_of_what_names_no_song_names_it_alone(more, sepcli, songs, tmp_path: Path) -> None:
+    (tmp_path / "empty: a  b").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.jsonl").write_text(f'{{"uri": "{songs[0]}"}}\n{{}}\n')
+    done = sepcli("empty", "empty: a  b", "--input-list", "list.jsonl", "--json", *more)
+    assert done.code == 1
+    failed = [one for one in map(json.loads, done.lines) if one["status"] == "failed"]
+    assert {one["input"]: one["error"].partition(";")[0] for one in failed} == {
+        "list.jsonl, line 2": "list.jsonl, line 2: names no song in a field `uri`",
+        "empty": "empty: no song in this folder",
+        "empty: a  b": "empty: a b: no song in this folder",
+    }
+
+
+def test_a_list_without_a_good_line_tells_what_is_wrong_with_each(sepcli, songs, tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"uri":\n{"seconds": 3}\n')
+    done = sepcli("--input-list", "list.jsonl")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "list.jsonl, line 1: is no JSON object; list.jsonl, line 2: names no song" in done.err
+    assert sepcli(songs[0], "--input-list", "list.jsonl").code == 1
+
+
+def test_paths_and_addresses_are_judged_together(sepcli, songs, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    (tmp_path / "empty").mkdir()
+    address = f"file://{songs[1]}"
+    done = sepcli(songs[0], address, "missing.wav", f"file://{tmp_path}/empty/", "empty", "--json")
+    assert done.code == 1
+    states = {one["input"]: (one["status"], one["error"]) for one in map(json.loads, done.lines)}
+    assert states.pop(str(songs[0])) == states.pop(address) == ("done", None)
+    assert states == {
+        "missing.wav": ("failed", "missing.wav: no such file"),
+        f"file://{tmp_path}/empty/": (
+            "failed",
+            f"file://{tmp_path}/empty/: no song there; --recursive looks below it",
+        ),
+        "empty": ("failed", "empty: no song in this folder; --recursive looks into the folders below it"),
+    }
+    nothing = sepcli("missing.wav", f"file://{tmp_path}/empty/")
+    assert (nothing.code, nothing.err.count("\n")) == (2, 1)
+    assert "no such file: missing.wav" in nothing.err
+
+
 def test_a_run_ends_in_time_with_the_rest_told(sepcli, song, tmp_path: Path) -> None:
     song("long.wav", seconds=600.0)
     song("short.wav", seconds=0.1)

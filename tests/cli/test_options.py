@@ -57,3 +57,16 @@ def test_a_model_without_published_weights_names_one_that_has_them_at_once(sepcl
     done = sepcli(song("a.wav"), "--model", "cde-htcn")
     assert done.code == 3
     assert "use scnet, or train it with `sepcli train --model cde-htcn`" in done.err
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "words"),
+    [
+        ("mini", "nonsense", "--architecture nonsense: unknown model 'nonsense'"),
+        ("weights/pass.safetensors", "hdemuks", "--architecture hdemuks: unknown model 'hdemuks'; did you mean"),
+        ("mini", "hdemucs", "--architecture hdemucs: has no effect on mini"),
+    ],
+)
+def test_an_architecture_that_says_nothing_is_refused(model: str, architecture: str, words: str, sepcli, song) -> None:
+    done = sepcli(song("a.wav"), "--model", model, "--architecture", architecture)
+    assert (done.code, words in done.err, done.err.count("\n")) == (2, True, 1), done.err

@@ -118,6 +118,7 @@ def test_only_the_stems_asked_for_are_written(sepcli, song, tmp_path: Path) -> N
         (["a.wav", "--stems", "vocals", "--two-stems", "vocals"], 2, "exclude each other"),
         (["a.wav", "--overlap", "1.0"], 2, "--overlap"),
         (["a.wav", "--segment", "0"], 2, "--segment"),
+        (["a.wav", "--segment", "0.00001"], 2, "--segment 1e-05: must be a number of seconds, at least 0.01"),
         (["a.wav", "--shifts", "-1"], 2, "--shifts"),
         (["a.wav", "--batch-size", "0"], 2, "--batch-size"),
         (["a.wav", "--end", "0"], 2, "--end"),

@@ -212,6 +212,12 @@ def test_weights_from_a_file_count_for_each_source(tmp_path: Path, monkeypatch: 
     weights.write_text('["elsewhere"]\na = 3\n')
     with pytest.raises(UsageError, match="elsewhere is not among the models"):
         load_bag(f"{one},{two}", weights=weights)
+    weights.write_text(f'["{one}"]\na = 1\n')
+    with pytest.raises(UsageError, match=f"--bag-weights {weights}: no model has a weight for b"):
+        load_bag(str(one), weights=weights)
+    weights.write_text(f'["{one}"]\na = 3\nc = 1\n')
+    with pytest.raises(UsageError, match=rf"--bag-weights {weights}: {one} has no stem 'c'; it has a, b"):
+        load_bag(f"{one},{two}", weights=weights)
     weights.write_text(f'["{one}"]\na = -1\n')
     with pytest.raises(UsageError, match="none below 0"):
         load_bag(f"{one},{two}", weights=weights)
