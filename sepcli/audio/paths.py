@@ -53,12 +53,15 @@ def find_songs(inputs: Sequence[Path], recursive: bool) -> tuple[list[Found], li
             continue
         unreadable: list[OSError] = []
         songs = list(_songs_of(path, recursive, unreadable))
-        problems += [AudioError(f"{error.filename}: cannot be read: {error.strerror}") for error in unreadable]
+        problems += [
+            AudioError(f"{error.filename}: cannot be read: {error.strerror}", input=str(error.filename))
+            for error in unreadable
+        ]
         for song in songs:
             found.setdefault(os.path.realpath(song), Found(song, PurePath(song.parent.relative_to(path))))
         if not songs and not unreadable:
             hint = "" if recursive else "--recursive looks into the folders below it"
-            problems.append(AudioError(f"{path}: no song in this folder", hint))
+            problems.append(AudioError(f"{path}: no song in this folder", hint, input=str(path)))
     if not found and problems:
         raise UsageError("; ".join(problem.what for problem in problems), problems[0].hint)
     return list(found.values()), problems

@@ -60,9 +60,6 @@ def find_local(entries: Sequence[Item], recursive: bool) -> tuple[list[Item], li
     """`find_items` for paths, without their places. Raises UsageError where none of them exists."""
     known = named(entries)
     songs, problems = find_songs([Path(uri) for uri in known], recursive)
-    for problem in problems:
-        told = [uri for uri in known if problem.what.startswith(" ".join(f"{uri}:".split()))]
-        problem.input = max(told, key=len, default=problem.what)
     return [with_facts(song, known.get(str(song.path))) for song in songs], problems
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from sepcli import __version__
+from sepcli.audio.paths import exists
 from sepcli.cli import batch, bench, console, data, demo, demucs, evaluate, models, separate, train
 from sepcli.errors import SepcliError
 
@@ -65,7 +66,7 @@ def understood(arguments: list[str]) -> list[str]:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     front = list(takewhile(lambda word: word in OWN, arguments))
     words = arguments[len(front) :]
-    if words and words[0] not in commands and (Path(words[0]).exists() or words[0].startswith("-")):
+    if words and words[0] not in commands and (exists(Path(words[0])) or words[0].startswith("-")):
         words = ["separate", *words]  # `sepcli song.wav`
     if words[:1] != ["separate"]:
         return arguments

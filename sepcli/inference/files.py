@@ -105,16 +105,14 @@ def separate_song(
         raise AudioError(error.what, error.hint) from error
     first = round(plan.start * song.sample_rate)
     last = None if plan.end is None else round(plan.end * song.sample_rate)
-    if song.frames is not None and first >= song.frames:
-        raise AudioError(f"{found.path}: --start {plan.start:g} is beyond its {song.frames / song.sample_rate:.2f} s")
+    check_start(song, plan)
     clip = Clip(lambda: song.blocks(first, last), song.sample_rate, song.channels, expected(song, first, last))
     check_disk(found, plan, form, rate, clip, len(stems_of(plan, known)) if (known := sources_of(plan)) else 1)
 
     bag = load()
     stems = stems_of(plan, bag.sources)
     targets = {stem: stem_path(found, index, plan, stem, form.extension) for stem in stems}
-    if plan.existing == "error" and (there := [path for path in targets.values() if exists(path)]):
-        raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out", reason="io")
+    check_existing(song, plan, targets.values())
     record = Record(str(found.path), plan.model)
     facts = facts_of(found, song, plan, bag, form, rate)
 
@@ -197,6 +195,18 @@ def skipped(name: str, plan: Plan, made: Mapping[str, Any], folder: str) -> Reco
 def digests_of(record: Record) -> dict[str, str]:
     """The sha256 of each stem of a finished record. Raises AudioError."""
     return {stem: digest_of_file(Path(path)) for stem, path in record.stems.items()}
+
+
+def check_start(song: "Song", plan: Plan) -> None:
+    """Refuse a stretch that begins behind a song, as far as its length is known. Raises AudioError."""
+    if song.frames is not None and round(plan.start * song.sample_rate) >= song.frames:
+        raise AudioError(f"{song.path}: --start {plan.start:g} is beyond its {song.frames / song.sample_rate:.2f} s")
+
+
+def check_existing(song: "Song", plan: Plan, targets: Iterable[Path]) -> None:
+    """Refuse, with --existing error, stems that are there. Raises AudioError."""
+    if plan.existing == "error" and (there := [path for path in targets if exists(path)]):
+        raise AudioError(f"{song.path}: {there[0]} exists", "use --existing overwrite, or another --out", reason="io")
 
 
 def check_disk(found: Found, plan: Plan, form: "Format", rate: int, clip: "Clip", stems: int) -> None:

@@ -19,9 +19,9 @@ from sepcli import models
 from sepcli.audio import channels
 from sepcli.audio.paths import Found
 from sepcli.audio.read import open_song
-from sepcli.errors import AudioError, ModelError, UsageError
+from sepcli.errors import ModelError, UsageError
 from sepcli.inference.device import batch_size_for, choose
-from sepcli.inference.files import finished, form_of
+from sepcli.inference.files import check_existing, check_start, finished, form_of
 from sepcli.inference.plan import Plan, stem_path, stems_of
 from sepcli.inference.stream import cut_for
 from sepcli.models.separator import Separator
@@ -122,13 +122,11 @@ def outlook(found: Found, index: int, plan: Plan) -> Outlook:
         return Outlook(record.input, record.model, record.status, stems=record.stems)
     song = open_song(found.path)
     form, _ = form_of(song, plan)
-    if song.frames is not None and round(plan.start * song.sample_rate) >= song.frames:
-        raise AudioError(f"{found.path}: --start {plan.start:g} is beyond its {song.frames / song.sample_rate:.2f} s")
+    check_start(song, plan)
     entries = entries_of(plan)
     stems = stems_of(plan, max((entry.sources for entry in entries), key=len)) if entries else {}
     paths = {stem: stem_path(found, index, plan, stem, form.extension) for stem in stems}
-    if plan.existing == "error" and (there := [path for path in paths.values() if path.exists()]):
-        raise AudioError(f"{found.path}: {there[0]} exists", "use --existing overwrite, or another --out", reason="io")
+    check_existing(song, plan, paths.values())
     end = math.inf if plan.end is None else plan.end
     length = None if song.frames is None else max(0.0, min(song.frames / song.sample_rate, end) - plan.start)
     expected = forecast(

@@ -275,18 +275,22 @@ def test_an_output_folder_that_may_not_be_written_is_told(sepcli, song, tmp_path
 
 def test_a_song_whose_output_folder_may_not_be_read_fails_and_the_rest_is_done(sepcli, song, monkeypatch) -> None:
     locked, good = song("locked.wav", seconds=0.2), song("good.wav", seconds=0.2)
-    real = Path.exists
+    real = {name: getattr(Path, name) for name in ("stat", "mkdir", "iterdir")}
 
-    def refusing(self: Path, **named: Any) -> bool:
-        if "locked" in self.parts:
-            raise PermissionError(13, "Permission denied", str(self))
-        return real(self, **named)
+    def refusing(name: str) -> Any:
+        def call(self: Path, *arguments: Any, **named: Any) -> Any:
+            if "locked" in self.parts:
+                raise PermissionError(13, "Permission denied", str(self))
+            return real[name](self, *arguments, **named)
 
-    monkeypatch.setattr(Path, "exists", refusing)
+        return call
+
+    for name in real:
+        monkeypatch.setattr(Path, name, refusing(name))
     done = sepcli(locked, good, "--journal", "j.jsonl")
     told("output folder unreadable", done)
     assert (done.code, done.err.count("\n"), len(done.lines)) == (1, 1, 4)
-    assert "locked.wav: Permission denied: separated/pass/locked/stems.json" in done.err
+    assert "locked.wav: separated/pass/locked: stems cannot be written: Permission denied" in done.err
     assert "report it" not in done.err
     rows = [json.loads(line) for line in Path("j.jsonl").read_text().splitlines()]
     assert [row["reason"] for row in rows if row.get("status") == "failed"] == ["io"]
