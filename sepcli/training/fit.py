@@ -127,7 +127,7 @@ def fit(
             training.save()
         if finished(recipe, progress):
             return progress
-        rate = learning_rate(recipe, progress.step, progress.epoch, progress.losses)
+        rate = learning_rate(recipe, progress.step, progress.epoch, progress.losses, total)
         value, why = one_step(training, loader, rate)
         progress.step += 1
         progress.batch += 1
@@ -386,7 +386,7 @@ def settle(
         return -float(sum(found["nsdr"].values())) / max(1, len(found["nsdr"]))
 
     progress.validated = progress.step
-    rate = learning_rate(run.recipe, progress.step, progress.epoch, progress.losses)
+    rate = learning_rate(run.recipe, progress.step, progress.epoch, progress.losses, total)
     for name, _, found in judged:
         run.log(**line("valid", progress, found["loss"], rate), weights=name, nsdr=found["nsdr"])
     usable = [item for item in judged if math.isfinite(value(item[2]))] or judged[:1]

@@ -142,6 +142,17 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(songs: Path, tmp_path
     assert first == second
 
 
+def test_a_cosine_falls_to_the_last_step_of_a_run_that_counts_epochs(songs: Path, tmp_path: Path) -> None:
+    changes = {"schedule": {"name": "cosine", "warmup": 1}, "optimiser.rate": 1e-3}
+    rates = []
+    for stop in ({"epochs": 3}, {"steps": 12}):
+        run = trained(request("conv-tasnet", songs, tmp_path / next(iter(stop)), {**changes, "stop": stop}))
+        rates.append([line["lr"] for line in lines(run)])
+    assert lines(run)[-1]["step"] == 12
+    assert rates[0] == rates[1]
+    assert 1e-3 == rates[0][0] > rates[0][-1] > 0
+
+
 def test_a_run_that_is_killed_while_it_saves_leaves_a_state_that_loads(songs: Path, tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys
