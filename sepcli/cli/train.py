@@ -1,5 +1,6 @@
 """`sepcli train`: a recipe of the catalog, from folders of stems to a checkpoint that separates."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,10 @@ def train(
             raise typer.Exit(128 + asked[0]) from None
     if where.rank == 0:
         best = done.best
-        console.notice(f"done after {done.step} steps; best of step {best['step']}: loss {best['loss']:.5g}")
+        told = f"best of step {best['step']}: loss {best['loss']:.5g}"
+        if not math.isfinite(best["loss"]):  # no songs to validate with, or no number came out
+            told = f"best.safetensors is of step {best['step']}"
+        console.notice(f"done after {done.step} steps; {told}")
         console.result(str(run.best))
 
 

@@ -118,6 +118,8 @@ def fit(
     batches = max(1, len(train) // recipe.data.batch)
     loader = load(train, recipe, where, progress, batches)
     total = last_step(recipe, batches)
+    if not valid:
+        tell.notice("there are no songs to validate with: best.safetensors gets the newest weights each time")
     began = saved = time.monotonic()
     before = progress.seconds
     while True:
@@ -368,14 +370,21 @@ def assess(training: Training, valid: Sequence[Material], total: int | None) -> 
         )
         judged.append((kind, tensors, scores(summed(sums, where), model.sources)))
     if where.rank == 0:
-        settle(training, judged, total)
+        settle(training, judged, total, compared=bool(valid))
     share(training.progress, where)
 
 
 def settle(
-    training: Training, judged: Sequence[tuple[str, dict[str, Tensor], dict[str, Any]]], total: int | None
+    training: Training,
+    judged: Sequence[tuple[str, dict[str, Tensor], dict[str, Any]]],
+    total: int | None,
+    *,
+    compared: bool,
 ) -> None:
-    """Keep the best weights, remember the losses, say how it goes."""
+    """Keep the best weights, remember the losses, say how it goes. Not `compared`, without songs, the newest are kept.
+
+    A loss that is no number is worse than any other.
+    """
     run, progress = training.run, training.progress
     by_loss = run.recipe.stop.measure == "loss"
 
@@ -393,17 +402,16 @@ def settle(
     name, tensors, found = min(usable, key=lambda item: value(item[2]))
     now = value(found)
     progress.losses.append(now if math.isfinite(now) else 1e30)
-    if not run.best.is_file() or now < progress.best.get("value", math.inf):
+    before = progress.best.get("value", math.inf)
+    if not run.best.is_file() or not compared or now < (before if math.isfinite(before) else math.inf):
         progress.best = {"value": now, "step": progress.step, "weights": name, **found}
         run.save_best(tensors, progress.best)
     nsdr = ", ".join(f"{source} {score:.2f}" for source, score in found["nsdr"].items())
     left = ""
     if total and progress.step < total:
         left = f", {duration(progress.seconds / progress.step * (total - progress.step))} left"
-    training.tell.notice(
-        f"step {progress.step}{f' of {total}' if total else ''}, epoch {progress.epoch}: validation loss "
-        f"{found['loss']:.5g} ({name}), nSDR {nsdr} dB{left}"
-    )
+    how = f"validation loss {found['loss']:.5g} ({name}), nSDR {nsdr} dB" if compared else "the newest weights are kept"
+    training.tell.notice(f"step {progress.step}{f' of {total}' if total else ''}, epoch {progress.epoch}: {how}{left}")
 
 
 def line(split: str, progress: Progress, loss: float, rate: float) -> dict[str, Any]:

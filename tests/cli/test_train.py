@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from sepcli.cli import console, run
-from tests.training.songs import free_port, write_data, write_song
+from tests.training.songs import free_port, sound, write_data, write_song
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = ["--model", "cws-unet", "--bands", "8", "--width", "4", "--batch-size", "2", "--segment", "0.25"]
@@ -205,6 +205,19 @@ def test_a_stopped_run_is_saved_and_goes_on(number: int, code: int, songs: Path,
     )
     assert found == 0, err
     assert f"done after {done + 3} steps" in err
+
+
+def test_without_songs_to_validate_with_the_last_line_names_no_loss(sepcli: Call, tmp_path: Path) -> None:
+    for name in ("vocals", "accompaniment"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / name / "one.wav", sound(1.0, seed=3), 44100)
+    words = [*TINY, "--data", tmp_path / "data", "--set", "augment.mix=true", "--steps", "3"]
+    code, _, err = sepcli("train", *words)
+    assert (code, "no songs to validate with" in err) == (2, True)
+    code, _, err = sepcli("train", *words, "--absent-stems", "silence")
+    assert code == 0, err
+    assert "done after 3 steps; best.safetensors is of step 3" in err
+    assert "nan" not in err
 
 
 def test_two_processes_train_under_torchrun(songs: Path, tmp_path: Path) -> None:

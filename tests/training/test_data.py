@@ -281,6 +281,13 @@ def test_a_source_that_is_silent_everywhere_is_named(tmp_path: Path) -> None:
     assert "bass is silent or absent in all of the 1 songs" in refused(UsageError, tmp_path / "data")
 
 
+def test_where_no_song_is_left_to_validate_with_that_is_said() -> None:
+    with pytest.raises(UsageError, match="no songs to validate with") as caught:
+        prepare([], ("vocals",), ("vocals",), sample_rate=44100, channels=2, mixtures=True)
+    assert "--absent-stems silence" in caught.value.hint
+    assert prepare([], ("vocals",), ("vocals",), sample_rate=44100, channels=2, absent="silence", mixtures=True) == []
+
+
 def test_songs_to_validate_with_may_lack_a_source_where_silence_is_asked_for(tmp_path: Path) -> None:
     write_song(tmp_path / "a", stems=("bass", "vocals"))
     (song,) = prepared(tmp_path, absent="silence", mixtures=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import soundfile
 import torch
 
 from sepcli import models
@@ -28,7 +29,7 @@ from sepcli.training.run import Run, claimed, read_state
 from sepcli.training.session import Request, plan, traits
 from sepcli.weights.catalog import catalog
 from sepcli.weights.load import load_separator
-from tests.training.songs import free_port, write_data
+from tests.training.songs import free_port, sound, write_data
 
 HERE = Where(torch.device("cpu"))
 QUICK = {"data.excerpt": 0.25, "data.stride": 0.25, "data.batch": 2, "augment": {}, "stop": {"steps": 6}}
@@ -384,6 +385,35 @@ def test_the_best_weights_are_kept_and_early_stopping_counts_validations(
     progress = read_state(run.state)[1]["extra"]["state"]["progress"]
     assert progress["best"]["value"] == 1.0
     assert progress["best"]["step"] == lines(run, "valid")[1]["step"]
+
+
+def test_a_validation_that_is_no_number_is_worse_than_any_other(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([math.nan, 3.0, math.nan, 1.0, 2.0])
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: torch.zeros(0))
+    monkeypatch.setattr(loop, "scores", lambda *_: {"loss": next(values), "nsdr": {"vocals": 1.0}})
+    run = trained(request("conv-tasnet", songs, tmp_path / "run", {"stop": {"epochs": 5}}))
+    progress = read_state(run.state)[1]["extra"]["state"]["progress"]
+    assert progress["best"]["value"] == 1.0
+    assert progress["best"]["step"] == lines(run, "valid")[3]["step"]
+
+
+def test_without_songs_to_validate_with_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    for name in ("drums", "bass", "other", "vocals"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / name / "one.wav", sound(1.0, seed=3), 44100)
+    said: list[str] = []
+    changes = {"augment": {"mix": True}, "stop": {"epochs": 3}}
+    asked = request("conv-tasnet", tmp_path / "data", tmp_path / "run", changes, absent="silence")
+    run = trained(asked, Tell(notice=said.append))
+    state, metadata = read_state(run.state)
+    best = metadata["extra"]["state"]["progress"]["best"]
+    assert best["step"] == lines(run, "valid")[-1]["step"] > lines(run, "valid")[0]["step"]
+    kept = load_separator(str(run.best)).separator.state_dict()
+    assert all(torch.equal(tensor, state[f"model.{key}"]) for key, tensor in kept.items())
+    assert sum("no songs to validate with" in text for text in said) == 1
+    assert not [text for text in said if "nan" in text]
 
 
 def test_averages_are_validated_and_the_best_of_all_is_kept(songs: Path, tmp_path: Path) -> None:
