@@ -23,7 +23,7 @@ from sepcli.training.data import Excerpts, Material
 from sepcli.training.losses import LossFunction, make_loss
 from sepcli.training.optim import Average, learning_rate, make_optimiser, svd_penalty
 from sepcli.training.recipe import Recipe
-from sepcli.training.run import Progress, Run, read_state, restore, save_state
+from sepcli.training.run import Progress, Run, random_state, read_state, restore, save_state
 from sepcli.training.sync import synchronise
 from sepcli.training.validate import scores, validate
 
@@ -94,8 +94,10 @@ class Training:
         return self.averages[len(self.recipe.ema.steps) :]
 
     def save(self) -> None:
+        """By all processes together: the first one writes, and the others tell it their random states."""
+        randoms = gathered(random_state(), self.where)
         if self.where.rank == 0:
-            save_state(self.run, self.model, self.optimiser, self.averages, self.progress, self.scaler)
+            save_state(self.run, self.model, self.optimiser, self.averages, self.progress, self.scaler, randoms)
 
 
 def fit(
@@ -147,8 +149,8 @@ def fit(
                 average.update(model.state_dict())
         progress.owed = due(recipe, progress, ended)
         tell.progress(progress.step, total)
-        stopping = agreed(tell.interrupted(), where)
-        if not progress.bad and (stopping or time.monotonic() - saved > SAVE_SECONDS):
+        stopping, late = agreed([tell.interrupted(), time.monotonic() - saved > SAVE_SECONDS], where)
+        if not progress.bad and (stopping or late):
             training.save()
             saved = time.monotonic()
         if stopping:
@@ -165,7 +167,7 @@ def begun(model: Separator, run: Run, where: Where, tell: Tell, resume: bool) ->
     progress = Progress()
     if resume:
         tensors, metadata = read_state(run.state)
-        progress = restore(tensors, metadata["extra"]["state"], model, optimiser, averages, scaler)
+        progress = restore(tensors, metadata["extra"]["state"], model, optimiser, averages, scaler, where.rank)
         progress.owed |= finished(recipe, progress) and progress.validated < progress.step
     loss = make_loss(recipe.loss, model.sources)
     network = wrapped(model, where)
@@ -358,6 +360,7 @@ def assess(training: Training, valid: Sequence[Material], total: int | None) -> 
 
     judged = []
     for kind, tensors in candidates:
+        of_the_first([tensors[name] for name, _ in model.named_buffers() if name in tensors], where)
         other.load_state_dict(tensors)
         sums = validate(
             other,
@@ -456,9 +459,24 @@ def mean_of(value: Tensor, where: Where) -> Tensor:
     return value if where.world == 1 else summed(value, where) / where.world
 
 
-def agreed(flag: bool, where: Where) -> bool:
-    """Whether any process says so."""
-    return flag if where.world == 1 else bool(summed(torch.tensor(float(flag)), where) > 0)
+def agreed(flags: Sequence[bool], where: Where) -> list[bool]:
+    """Of each, whether any process says so."""
+    return [count > 0 for count in summed(torch.tensor(flags, dtype=torch.float32), where).tolist()]
+
+
+def gathered(value: Any, where: Where) -> list[Any]:
+    """The values of all processes, in order."""
+    values = [value] * where.world
+    if where.world > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def of_the_first(buffers: Sequence[Tensor], where: Where) -> None:
+    """The first process's buffers in all: it is its batch norms that are kept, and the others' are their own."""
+    if where.world > 1:
+        for buffer in buffers:
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def share(progress: Progress, where: Where) -> None:

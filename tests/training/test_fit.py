@@ -25,7 +25,7 @@ from sepcli.training.data import Excerpts
 from sepcli.training.fit import Interrupted, Tell, Where, loss_of, one_step
 from sepcli.training.losses import make_loss
 from sepcli.training.recipe import read_recipe, with_values
-from sepcli.training.run import Run, claimed, read_state
+from sepcli.training.run import Run, claimed, read_state, restore
 from sepcli.training.session import Request, plan, traits
 from sepcli.weights.catalog import catalog
 from sepcli.weights.load import load_separator
@@ -336,6 +336,59 @@ def test_processes_that_died_go_on_when_torchrun_begins_them_again(songs: Path, 
     assert [line["step"] for line in metrics if line["split"] == "train"] == [1, 5], "the first step is made once"
     assert done.stderr.count("done after 5 steps") == 1
     assert "another process of this run is gone" in done.stderr
+
+
+def test_two_processes_that_are_resumed_equal_two_that_were_not_interrupted(tmp_path: Path) -> None:
+    """With dropout, bit for bit, where a validation is due; and one process goes on with what two have left."""
+    songs = write_data(tmp_path / "data" / "train", songs=1, seconds=1.0).parent
+    write_data(songs / "valid", songs=2, seconds=1.0)
+    script = tmp_path / "parts.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            from dataclasses import replace
+            from pathlib import Path
+            from sepcli.training.fit import Interrupted, Tell
+            from sepcli.training.session import place
+            from tests.training.test_fit import request, trained
+            place_of_this = place("cpu", "float32", 0)
+            assert place_of_this.world == 2
+            songs, runs = Path({str(songs)!r}), Path({str(tmp_path)!r})
+            changes = {{"ema": {{"epochs": [0.5]}}}}
+            trained(request("cws-unet", songs, runs / "whole", changes), where=place_of_this)
+            asked = request("cws-unet", songs, runs / "parts", changes)
+            steps = iter(range(9))
+            try:
+                trained(asked, Tell(interrupted=lambda: next(steps) == 3), place_of_this)
+            except Interrupted:
+                trained(replace(asked, resume=True), where=place_of_this)
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (whole, facts), (parts, more) = (
+        read_state(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    losses, found = (f["extra"]["state"]["progress"]["losses"] for f in (facts, more))
+    assert losses == found
+    assert len(losses) == 3
+    assert not torch.equal(whole["random.cpu"], whole["random.cpu.1"]), "each process has random numbers of its own"
+    run = trained(replace(request("cws-unet", songs, tmp_path / "parts"), resume=True, changes={"stop.steps": 7}))
+    assert lines(run)[-1]["step"] == 7
+
+
+def test_a_process_whose_random_state_was_not_saved_keeps_its_own(songs: Path, tmp_path: Path) -> None:
+    training, _ = training_of(request("conv-tasnet", songs, tmp_path / "run"))
+    tensors, metadata = read_state(training.run.state)
+    parts = (training.model, training.optimiser, training.averages, training.scaler)
+    own = torch.manual_seed(1001).get_state()
+    restore(tensors, metadata["extra"]["state"], *parts, rank=1)
+    assert torch.equal(torch.get_rng_state(), own)
+    restore(tensors, metadata["extra"]["state"], *parts)
+    assert torch.equal(torch.get_rng_state(), tensors["random.cpu"])
 
 
 def poisoned(training: loop.Training, excerpts: Excerpts) -> Any:
