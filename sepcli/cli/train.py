@@ -133,7 +133,8 @@ def train(
             done = run_training(run, where, tell, resume=resume, board=board)
         except Interrupted:
             console.notice(f"stopped; --resume goes on with {run.path}")
-            raise typer.Exit(128 + asked[0]) from None
+            number = asked[0] if asked else signal.SIGTERM  # torchrun may have asked another process alone
+            raise typer.Exit(128 + number) from None
     if where.rank == 0:
         best = done.best
         told = f"best of step {best['step']}: loss {best['loss']:.5g}"

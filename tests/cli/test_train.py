@@ -233,6 +233,23 @@ def test_two_processes_train_under_torchrun(songs: Path, tmp_path: Path) -> None
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 4]
 
 
+def test_a_process_that_stops_because_another_was_asked_to_ends_alike(
+    sepcli: Call, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun one process alone may get the signal."""
+    from sepcli.training import session
+    from sepcli.training.fit import Interrupted
+
+    def agreed(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(session, "train", agreed)
+    code, out, err = sepcli("train", *TINY, "--data", songs)
+    assert (code, out) == (143, "")
+    assert "--resume goes on" in err
+    assert "fault of sepcli" not in err
+
+
 # sepcli data check
 
 
