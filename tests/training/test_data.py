@@ -154,6 +154,15 @@ def test_several_folders_are_one_data_set_and_a_song_counts_once(tmp_path: Path)
     assert len(find_tracks(folders[:2], SOURCES)) == 3
 
 
+def test_a_link_to_a_folder_above_is_not_followed_without_end(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song")
+    for place in (tmp_path / "data", tmp_path / "data" / "song"):
+        (place / "up").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert [track.name for track in find_tracks([tmp_path / "data"], SOURCES)] == ["song"]
+    (tmp_path / "other").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert len(find_tracks([tmp_path / "other"], SOURCES)) == 1, "a folder that is named itself may be a link"
+
+
 def test_accompaniment_is_the_sum_of_the_rest(tmp_path: Path) -> None:
     write_song(tmp_path / "data" / "song", stems=("drums", "bass", "piano", "vocals"))
     (song,) = prepared(tmp_path / "data", ("vocals", "accompaniment"))
