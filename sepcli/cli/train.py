@@ -41,8 +41,9 @@ def train(
     loss: Annotated[str | None, typer.Option(help="l1, mse, cws, magnitude, multi_domain, or a sum.")] = None,
     sources: Annotated[str, typer.Option(help="Only these sources, joined by commas. [default: the model's]")] = "",
     absent_stems: Annotated[
-        Literal["refuse", "silence"], typer.Option(help="Songs that lack a source: refuse, or take it as silent.")
-    ] = "refuse",
+        Literal["refuse", "silence"] | None,
+        typer.Option(help="Songs that lack a source: refuse, or take it as silent. [default: refuse]"),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", "-d", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps.")
     ] = "auto",
@@ -58,7 +59,7 @@ def train(
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 reads in the loop itself.", min=0)] = 0,
     licence: Annotated[str, typer.Option(help="Terms of the weights, as the file and its model card will say.")] = "",
-    seed: Annotated[int, typer.Option(help="Of weights, order, excerpts and augmentation.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, excerpts and augmentation. [default: 0]")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value of the model, table.word=value of its recipe; as often as wanted."),

@@ -86,6 +86,17 @@ def test_the_default_folders_are_looked_at_in_order(
     assert out == "runs/cws-unet/best.safetensors\n"
 
 
+def test_a_resumed_run_keeps_its_seed_and_refuses_another(sepcli: Call, songs: Path) -> None:
+    words = ["train", "--model", "cws-unet", "--out", "run", "--resume"]
+    code, _, err = sepcli("train", *TINY, "--data", songs, "--steps", "1", "--seed", "7", "--out", "run")
+    assert code == 0, err
+    assert sepcli(*words, "--steps", "2")[0] == 0
+    code, _, err = sepcli(*words, "--steps", "3", "--seed", "0")
+    assert (code, "the seed was 7, not 0" in err) == (2, True)
+    code, _, err = sepcli(*words, "--steps", "3", "--absent-stems", "silence")
+    assert (code, "absent stems were refused" in err) == (2, True)
+
+
 def test_dry_run_says_what_it_would_take_and_leaves_nothing(sepcli: Call, songs: Path, tmp_path: Path) -> None:
     code, out, err = sepcli("train", *TINY, "--data", songs, "--steps", "7", "--dry-run")
     assert code == 0, err

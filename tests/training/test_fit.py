@@ -608,6 +608,11 @@ def test_a_resumed_run_refuses_other_songs_and_other_settings(tmp_path: Path) ->
         plan(replace(again, settings={"filters": 99}))
     with pytest.raises(UsageError, match="holds a run of conv-tasnet, not of umx"):
         plan(replace(again, entry=catalog()["umx"]))
+    with pytest.raises(UsageError, match="the seed was 0, not 99"):
+        plan(replace(again, seed=99))
+    with pytest.raises(UsageError, match="absent stems were refused"):
+        plan(replace(again, absent="silence"))
+    assert plan(replace(again, seed=0, absent="refuse")).facts["seed"] == 0
     os.utime(folder / "song 0" / "bass.wav", ns=(5, 5))
     longer = replace(again, changes={"stop.steps": 9})
     with pytest.raises(UsageError, match="song 0 has changed"):
