@@ -169,6 +169,8 @@ def begun(model: Separator, run: Run, where: Where, tell: Tell, resume: bool) ->
         tensors, metadata = read_state(run.state)
         progress = restore(tensors, metadata["extra"]["state"], model, optimiser, averages, scaler, where.rank)
         progress.owed |= finished(recipe, progress) and progress.validated < progress.step
+        if where.rank == 0:
+            run.forget_after(progress)
     loss = make_loss(recipe.loss, model.sources)
     network = wrapped(model, where)
     training = Training(model, network, run, loss, optimiser, averages, scaler, progress, where, tell)

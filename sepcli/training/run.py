@@ -89,6 +89,19 @@ class Run:
         except OSError as error:
             raise SepcliError(f"{self.path}/metrics.jsonl: cannot be written ({error.strerror or error})") from error
 
+    def forget_after(self, progress: Progress) -> None:
+        """Take out of metrics.jsonl what a run that died told after its last state: it will be told again."""
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SepcliError(f"{path}: cannot be read ({error.strerror or error})") from error
+        kept = [line for line in lines if told_before(line, progress)]
+        if kept != lines:
+            self.write_text(path.name, "".join(kept))
+
     def write_text(self, name: str, text: str) -> None:
         aside = self.path / f".{name}.part"
         try:
@@ -105,6 +118,16 @@ class Run:
         facts = {key: value for key, value in self.facts.items() if key != "songs"}
         songs = {"songs": sorted(self.facts.get("songs", {}))}
         self.write_text("recipe.toml", as_toml({name: table, f"{name}.training": training, "run": {**facts, **songs}}))
+
+
+def told_before(line: str, progress: Progress) -> bool:
+    """Whether a line of metrics.jsonl is of what is done by then; one that was cut off is not."""
+    try:
+        found = json.loads(line)
+        last = progress.step - 1 if found["split"] == "valid" and progress.owed else progress.step
+        return bool(found["step"] <= last)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager

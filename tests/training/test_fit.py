@@ -154,6 +154,25 @@ def test_a_cosine_falls_to_the_last_step_of_a_run_that_counts_epochs(songs: Path
     assert 1e-3 == rates[0][0] > rates[0][-1] > 0
 
 
+def test_what_a_killed_run_did_after_its_last_state_is_told_once(songs: Path, tmp_path: Path) -> None:
+    """Saved last at the end of an epoch, its validation due; killed when that and five steps more were told."""
+    count = iter(range(100))
+    asked = request("conv-tasnet", songs, tmp_path / "run", {"stop": {"epochs": 9}})
+    with pytest.raises(Interrupted):
+        trained(asked, Tell(interrupted=lambda: next(count) == 3))
+    saved = read_state(tmp_path / "run" / "last" / "state.safetensors")[1]["extra"]["state"]["progress"]
+    assert saved["owed"]
+    step = saved["step"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    later = [{"split": "valid", "step": step}, {"split": "train", "step": step + 5}]
+    metrics.write_text(before + "".join(json.dumps(line) + "\n" for line in later) + '{"split": "tra')
+    run = trained(replace(asked, resume=True, changes={"stop": {"steps": step + 1}}))
+    assert metrics.read_text().startswith(before)
+    assert [line["step"] for line in lines(run)] == [1, step + 1]
+    assert [line["step"] for line in lines(run, "valid")] == [step, step + 1]
+
+
 def test_a_run_that_is_killed_while_it_saves_leaves_a_state_that_loads(songs: Path, tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys
