@@ -1,5 +1,6 @@
 """`sepcli train`: a recipe of the catalog, from folders of stems to a checkpoint that separates."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,9 @@ def train(
     loss: Annotated[str | None, typer.Option(help="l1, mse, cws, magnitude, multi_domain, or a sum.")] = None,
     sources: Annotated[str, typer.Option(help="Only these sources, joined by commas. [default: the model's]")] = "",
     absent_stems: Annotated[
-        Literal["refuse", "silence"], typer.Option(help="Songs that lack a source: refuse, or take it as silent.")
-    ] = "refuse",
+        Literal["refuse", "silence"] | None,
+        typer.Option(help="Songs that lack a source: refuse, or take it as silent. [default: refuse]"),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", "-d", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps.")
     ] = "auto",
@@ -57,7 +59,7 @@ def train(
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 reads in the loop itself.", min=0)] = 0,
     licence: Annotated[str, typer.Option(help="Terms of the weights, as the file and its model card will say.")] = "",
-    seed: Annotated[int, typer.Option(help="Of weights, order, excerpts and augmentation.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, excerpts and augmentation. [default: 0]")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value of the model, table.word=value of its recipe; as often as wanted."),
@@ -132,10 +134,14 @@ def train(
             done = run_training(run, where, tell, resume=resume, board=board)
         except Interrupted:
             console.notice(f"stopped; --resume goes on with {run.path}")
-            raise typer.Exit(128 + asked[0]) from None
+            number = asked[0] if asked else signal.SIGTERM  # torchrun may have asked another process alone
+            raise typer.Exit(128 + number) from None
     if where.rank == 0:
         best = done.best
-        console.notice(f"done after {done.step} steps; best of step {best['step']}: loss {best['loss']:.5g}")
+        told = f"best of step {best['step']}: loss {best['loss']:.5g}"
+        if not math.isfinite(best["loss"]):  # no songs to validate with, or no number came out
+            told = f"best.safetensors is of step {best['step']}"
+        console.notice(f"done after {done.step} steps; {told}")
         console.result(str(run.best))
 
 

@@ -95,7 +95,7 @@ def prepare(
     With `mixtures`, of songs to validate with, a song's own mixture file, where there is one, is its row "mixture".
 
     Raises UsageError or AudioError naming song and file: stems of unequal length or rate, absent or damaged ones, and
-    a source that is silent in every song (to validate with, such a source is left out of the scores).
+    a source that is silent in every song. With absent="silence" songs to validate with may lack it, or be none at all.
     """
     assigned = [(track, assign(track, sources, rows, absent)) for track in tracks]
     ready = []
@@ -105,6 +105,9 @@ def prepare(
         if parts:
             ready.append(_prepared(track, parts, sample_rate, channels))
         progress(index + 1, len(assigned))
+    if mixtures and not ready and absent == "refuse":
+        hint = "two whole songs will do, or one in a folder `valid`; --absent-stems silence trains without"
+        raise UsageError("--data: there are no songs to validate with", hint)
     for source in sources if absent == "refuse" or not mixtures else ():
         peaks = [stem.peak for material in ready for stem in material.rows.get(source, ())]
         if not any(peaks):

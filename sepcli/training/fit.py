@@ -23,7 +23,7 @@ from sepcli.training.data import Excerpts, Material
 from sepcli.training.losses import LossFunction, make_loss
 from sepcli.training.optim import Average, learning_rate, make_optimiser, svd_penalty
 from sepcli.training.recipe import Recipe
-from sepcli.training.run import Progress, Run, read_state, restore, save_state
+from sepcli.training.run import Progress, Run, random_state, read_state, restore, save_state
 from sepcli.training.sync import synchronise
 from sepcli.training.validate import scores, validate
 
@@ -94,8 +94,10 @@ class Training:
         return self.averages[len(self.recipe.ema.steps) :]
 
     def save(self) -> None:
+        """By all processes together: the first one writes, and the others tell it their random states."""
+        randoms = gathered(random_state(), self.where)
         if self.where.rank == 0:
-            save_state(self.run, self.model, self.optimiser, self.averages, self.progress, self.scaler)
+            save_state(self.run, self.model, self.optimiser, self.averages, self.progress, self.scaler, randoms)
 
 
 def fit(
@@ -118,6 +120,8 @@ def fit(
     batches = max(1, len(train) // recipe.data.batch)
     loader = load(train, recipe, where, progress, batches)
     total = last_step(recipe, batches)
+    if not valid:
+        tell.notice("there are no songs to validate with: best.safetensors gets the newest weights each time")
     began = saved = time.monotonic()
     before = progress.seconds
     while True:
@@ -127,7 +131,7 @@ def fit(
             training.save()
         if finished(recipe, progress):
             return progress
-        rate = learning_rate(recipe, progress.step, progress.epoch, progress.losses)
+        rate = learning_rate(recipe, progress.step, progress.epoch, progress.losses, total)
         value, why = one_step(training, loader, rate)
         progress.step += 1
         progress.batch += 1
@@ -145,8 +149,8 @@ def fit(
                 average.update(model.state_dict())
         progress.owed = due(recipe, progress, ended)
         tell.progress(progress.step, total)
-        stopping = agreed(tell.interrupted(), where)
-        if not progress.bad and (stopping or time.monotonic() - saved > SAVE_SECONDS):
+        stopping, late = agreed([tell.interrupted(), time.monotonic() - saved > SAVE_SECONDS], where)
+        if not progress.bad and (stopping or late):
             training.save()
             saved = time.monotonic()
         if stopping:
@@ -163,8 +167,10 @@ def begun(model: Separator, run: Run, where: Where, tell: Tell, resume: bool) ->
     progress = Progress()
     if resume:
         tensors, metadata = read_state(run.state)
-        progress = restore(tensors, metadata["extra"]["state"], model, optimiser, averages, scaler)
+        progress = restore(tensors, metadata["extra"]["state"], model, optimiser, averages, scaler, where.rank)
         progress.owed |= finished(recipe, progress) and progress.validated < progress.step
+        if where.rank == 0:
+            run.forget_after(progress)
     loss = make_loss(recipe.loss, model.sources)
     network = wrapped(model, where)
     training = Training(model, network, run, loss, optimiser, averages, scaler, progress, where, tell)
@@ -356,6 +362,7 @@ def assess(training: Training, valid: Sequence[Material], total: int | None) -> 
 
     judged = []
     for kind, tensors in candidates:
+        of_the_first([tensors[name] for name, _ in model.named_buffers() if name in tensors], where)
         other.load_state_dict(tensors)
         sums = validate(
             other,
@@ -368,14 +375,21 @@ def assess(training: Training, valid: Sequence[Material], total: int | None) -> 
         )
         judged.append((kind, tensors, scores(summed(sums, where), model.sources)))
     if where.rank == 0:
-        settle(training, judged, total)
+        settle(training, judged, total, compared=bool(valid))
     share(training.progress, where)
 
 
 def settle(
-    training: Training, judged: Sequence[tuple[str, dict[str, Tensor], dict[str, Any]]], total: int | None
+    training: Training,
+    judged: Sequence[tuple[str, dict[str, Tensor], dict[str, Any]]],
+    total: int | None,
+    *,
+    compared: bool,
 ) -> None:
-    """Keep the best weights, remember the losses, say how it goes."""
+    """Keep the best weights, remember the losses, say how it goes. Not `compared`, without songs, the newest are kept.
+
+    A loss that is no number is worse than any other.
+    """
     run, progress = training.run, training.progress
     by_loss = run.recipe.stop.measure == "loss"
 
@@ -386,24 +400,23 @@ def settle(
         return -float(sum(found["nsdr"].values())) / max(1, len(found["nsdr"]))
 
     progress.validated = progress.step
-    rate = learning_rate(run.recipe, progress.step, progress.epoch, progress.losses)
+    rate = learning_rate(run.recipe, progress.step, progress.epoch, progress.losses, total)
     for name, _, found in judged:
         run.log(**line("valid", progress, found["loss"], rate), weights=name, nsdr=found["nsdr"])
     usable = [item for item in judged if math.isfinite(value(item[2]))] or judged[:1]
     name, tensors, found = min(usable, key=lambda item: value(item[2]))
     now = value(found)
     progress.losses.append(now if math.isfinite(now) else 1e30)
-    if not run.best.is_file() or now < progress.best.get("value", math.inf):
+    before = progress.best.get("value", math.inf)
+    if not run.best.is_file() or not compared or now < (before if math.isfinite(before) else math.inf):
         progress.best = {"value": now, "step": progress.step, "weights": name, **found}
         run.save_best(tensors, progress.best)
     nsdr = ", ".join(f"{source} {score:.2f}" for source, score in found["nsdr"].items())
     left = ""
     if total and progress.step < total:
         left = f", {duration(progress.seconds / progress.step * (total - progress.step))} left"
-    training.tell.notice(
-        f"step {progress.step}{f' of {total}' if total else ''}, epoch {progress.epoch}: validation loss "
-        f"{found['loss']:.5g} ({name}), nSDR {nsdr} dB{left}"
-    )
+    how = f"validation loss {found['loss']:.5g} ({name}), nSDR {nsdr} dB" if compared else "the newest weights are kept"
+    training.tell.notice(f"step {progress.step}{f' of {total}' if total else ''}, epoch {progress.epoch}: {how}{left}")
 
 
 def line(split: str, progress: Progress, loss: float, rate: float) -> dict[str, Any]:
@@ -448,9 +461,24 @@ def mean_of(value: Tensor, where: Where) -> Tensor:
     return value if where.world == 1 else summed(value, where) / where.world
 
 
-def agreed(flag: bool, where: Where) -> bool:
-    """Whether any process says so."""
-    return flag if where.world == 1 else bool(summed(torch.tensor(float(flag)), where) > 0)
+def agreed(flags: Sequence[bool], where: Where) -> list[bool]:
+    """Of each, whether any process says so."""
+    return [count > 0 for count in summed(torch.tensor(flags, dtype=torch.float32), where).tolist()]
+
+
+def gathered(value: Any, where: Where) -> list[Any]:
+    """The values of all processes, in order."""
+    values = [value] * where.world
+    if where.world > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def of_the_first(buffers: Sequence[Tensor], where: Where) -> None:
+    """The first process's buffers in all: it is its batch norms that are kept, and the others' are their own."""
+    if where.world > 1:
+        for buffer in buffers:
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def share(progress: Progress, where: Where) -> None:

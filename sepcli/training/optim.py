@@ -16,10 +16,10 @@ def make_optimiser(parameters: Sequence[nn.Parameter], settings: Optimiser) -> t
     return kind(parameters, lr=settings.rate, betas=settings.betas, weight_decay=settings.decay, fused=fused)
 
 
-def learning_rate(recipe: Recipe, step: int, epoch: int, losses: Sequence[float]) -> float:
-    """The rate of a step, both counted from 0, after validations with these losses.
+def learning_rate(recipe: Recipe, step: int, epoch: int, losses: Sequence[float], last: int | None) -> float:
+    """The rate of a step, both counted from 0, after validations with these losses; the run ends with `last` steps.
 
-    A function of the past alone: nothing has to be kept for a resumed run but what it is told here.
+    A function of what it is told here alone: nothing else has to be kept for a resumed run.
     """
     first, schedule = recipe.optimiser.rate, recipe.schedule
     if schedule.name == "step":
@@ -33,7 +33,8 @@ def learning_rate(recipe: Recipe, step: int, epoch: int, losses: Sequence[float]
     if schedule.name == "cosine":
         if step < schedule.warmup:
             return first * (step + 1) / schedule.warmup
-        done = (step - schedule.warmup) / max(1, recipe.stop.steps - schedule.warmup)
+        assert last is not None, "the recipe is refused otherwise"
+        done = (step - schedule.warmup) / max(1, last - schedule.warmup)
         return first * (1 + math.cos(math.pi * min(1.0, done))) / 2
     return first
 

@@ -138,7 +138,7 @@ class Schedule:
 
     "step": times `factor` every so many hours of sound or steps. "milestones": from each of `epochs` on, the first rate
     times the one of `factors`. "plateau": times `factor` when `patience` validations in a row were no better, then not
-    again for `cooldown`. "cosine": up over `warmup` steps, then down to nothing at the recipe's last step.
+    again for `cooldown`. "cosine": up over `warmup` steps, then down to nothing at the last step.
     """
 
     name: Literal["constant", "step", "milestones", "plateau", "cosine"] = "constant"
@@ -347,6 +347,8 @@ def check(recipe: Recipe) -> None:
         raise UsageError("schedule milestones: needs epochs, and as many factors")
     if schedule.name == "plateau" and (schedule.patience < 1 or not 0 < schedule.factor < 1):
         raise UsageError("schedule plateau: needs a patience of at least 1 and a factor between 0 and 1")
+    if schedule.name == "cosine" and not (stop.epochs or stop.steps):
+        raise UsageError("schedule cosine: needs a last step to fall to", "give --epochs or --steps")
     if min(stop.epochs, stop.steps, stop.patience, stop.validate_hours) < 0:
         raise UsageError("stop: epochs, steps, patience and validate_hours must be 0 or more")
     if not (stop.epochs or stop.steps or stop.patience):

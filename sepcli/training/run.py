@@ -89,6 +89,19 @@ class Run:
         except OSError as error:
             raise SepcliError(f"{self.path}/metrics.jsonl: cannot be written ({error.strerror or error})") from error
 
+    def forget_after(self, progress: Progress) -> None:
+        """Take out of metrics.jsonl what a run that died told after its last state: it will be told again."""
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SepcliError(f"{path}: cannot be read ({error.strerror or error})") from error
+        kept = [line for line in lines if told_before(line, progress)]
+        if kept != lines:
+            self.write_text(path.name, "".join(kept))
+
     def write_text(self, name: str, text: str) -> None:
         aside = self.path / f".{name}.part"
         try:
@@ -105,6 +118,16 @@ class Run:
         facts = {key: value for key, value in self.facts.items() if key != "songs"}
         songs = {"songs": sorted(self.facts.get("songs", {}))}
         self.write_text("recipe.toml", as_toml({name: table, f"{name}.training": training, "run": {**facts, **songs}}))
+
+
+def told_before(line: str, progress: Progress) -> bool:
+    """Whether a line of metrics.jsonl is of what is done by then; one that was cut off is not."""
+    try:
+        found = json.loads(line)
+        last = progress.step - 1 if found["split"] == "valid" and progress.owed else progress.step
+        return bool(found["step"] <= last)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager
@@ -137,23 +160,37 @@ def save_state(
     averages: Sequence[Average],
     progress: Progress,
     scaler: GradScaler,
+    randoms: Sequence[Mapping[str, Tensor]],
 ) -> None:
-    """All that a run needs to go on as if nothing had happened, in one file: written aside, synced, then renamed."""
+    """All that a run needs to go on as if nothing had happened, in one file: written aside, synced, then renamed.
+
+    `randoms`: the random states of all its processes in order, as `random_state` gives them.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     for parameter, state in optimiser.state.items():
         tensors |= {f"optimiser.{names[id(parameter)]}|{key}": value for key, value in state.items()}
     for index, average in enumerate(averages):
         tensors |= {f"average.{index}.{name}": tensor for name, tensor in average.tensors.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for rank, state in enumerate(randoms):
+        tensors |= {f"random.{kind}{of_rank(rank)}": tensor for kind, tensor in state.items()}
     facts = {
         "progress": asdict(progress),
         "counts": [average.count for average in averages],
         "scaler": scaler.state_dict(),
     }
     checkpoint.save(run.state, tensors, run.table(), run.extra(state=facts))
+
+
+def random_state() -> dict[str, Tensor]:
+    """Where this process's random numbers stand, by device."""
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def of_rank(rank: int) -> str:
+    """The end of a random state's name: nothing for the first process, as in states of a single one."""
+    return f".{rank}" if rank else ""
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,8 +214,12 @@ def restore(
     optimiser: torch.optim.Optimizer,
     averages: Sequence[Average],
     scaler: GradScaler,
+    rank: int = 0,
 ) -> Progress:
-    """Put a state back, random numbers too. Raises ModelError where it does not fit."""
+    """Put a state back, random numbers of this process too. Raises ModelError where it does not fit.
+
+    A process that the state knows nothing of, there having been fewer, or one for all, keeps its own random numbers.
+    """
     try:
         network.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=True)
         for name, parameter in network.named_parameters():
@@ -198,9 +239,11 @@ def restore(
             }
         if state["scaler"]:
             scaler.load_state_dict(dict(state["scaler"]))
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        cpu, cuda = (tensors.get(f"random.{kind}{of_rank(rank)}") for kind in ("cpu", "cuda"))
+        if cpu is not None:
+            torch.set_rng_state(cpu)
+        if cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda)
         return Progress(**state["progress"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the state of the run does not fit: {str(error).splitlines()[0][:200]}") from error

@@ -31,7 +31,10 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. `changes` are dotted words of the recipe: {"optimiser.rate": 1e-4}."""
+    """What was asked for. `changes` are dotted words of the recipe: {"optimiser.rate": 1e-4}.
+
+    `absent`, `seed`: None is "refuse" and 0, or what the resumed run has.
+    """
 
     entry: Entry
     folders: Sequence[Path]
@@ -40,8 +43,8 @@ class Request:
     sources: Sequence[str] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
-    absent: str = "refuse"
-    seed: int = 0
+    absent: str | None = None
+    seed: int | None = None
     licence: str = ""
 
 
@@ -61,8 +64,8 @@ def plan(request: Request) -> Run:
     network = skeleton(entry)
     make_loss(recipe.loss, entry.sources)
     entry = replace(entry, parameters=sum(parameter.numel() for parameter in network.parameters()))
-    facts = {"data": [str(folder.resolve()) for folder in request.folders], "seed": request.seed}
-    return Run(request.path, entry, recipe, facts | {"absent": request.absent, "licence": request.licence})
+    facts = {"data": [str(folder.resolve()) for folder in request.folders], "seed": request.seed or 0}
+    return Run(request.path, entry, recipe, facts | {"absent": request.absent or "refuse", "licence": request.licence})
 
 
 def resumed(request: Request) -> Run:
@@ -86,6 +89,11 @@ def resumed(request: Request) -> Run:
         word = changed[0]
         raise UsageError(f"--resume: {word} was {old.get(word, {})}, not {new.get(word, {})}", "begin another run")
     extra = metadata["extra"]
+    if request.seed not in (None, extra["seed"]):
+        raise UsageError(f"--resume: the seed was {extra['seed']}, not {request.seed}", "begin another run")
+    if request.absent not in (None, extra["absent"]):
+        how = "refused" if extra["absent"] == "refuse" else "taken as silence"
+        raise UsageError(f"--resume: absent stems were {how}", "begin another run")
     facts = {key: extra[key] for key in ("seed", "absent", "songs")}
     folders = [str(folder.resolve()) for folder in request.folders] or extra["data"]
     licence = request.licence or extra.get("licence", "")

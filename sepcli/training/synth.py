@@ -8,15 +8,18 @@ import functools
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import signal
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sepcli.errors import AudioError, UsageError
+from sepcli.errors import AudioError, SepcliError, UsageError
 from sepcli.training import effects as fx
 from sepcli.training import samples
 from sepcli.training.band import Session, bass, drums, other
@@ -35,6 +38,8 @@ LEVELS = (-24.0, -10.0)
 PEAK = 0.98
 """What neither the mixture nor a stem exceeds."""
 CONTAINERS = ("wav", "flac")
+Job = tuple[int, Path]
+"""The seed of a song, and its folder."""
 
 
 @dataclass(frozen=True)
@@ -147,20 +152,59 @@ def render_songs(
             one(job)
             progress(done := done + 1, songs)
     else:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for _ in pool.map(one, missing):
+        with closing(side_by_side(one, missing, jobs)) as finished:
+            for _ in finished:
                 progress(done := done + 1, songs)
     return [place for _, place in work]
 
 
-def render_song(job: tuple[int, Path], *, seconds: float, folder: samples.Folder | None, container: str) -> None:
+def side_by_side(one: Callable[[Job], None], work: Sequence[Job], jobs: int) -> Generator[None, None, None]:
+    """Do the work in processes, and tell of each song that is done. The processes end with the generator.
+
+    Raises what `one` raises, SepcliError where a process is killed; what is half made then is removed.
+    """
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=begun)
+    others = set(multiprocessing.active_children())
+    ours: set[multiprocessing.process.BaseProcess] = set()
+    try:
+        # Ctrl-C is for this process: the others are born without it, and would show tracebacks while they import.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting = [pool.submit(one, job) for job in work]
+            ours = set(multiprocessing.active_children()) - others
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for job in as_completed(waiting):
+            job.result()
+            yield
+    except BrokenProcessPool:
+        hint = "memory? use fewer --jobs; songs that are done are kept"
+        raise SepcliError("a process ended before its song was made", hint) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        ours |= set(multiprocessing.active_children()) - others  # a signal may come while they are begun
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join()
+            for folder in {place.parent for _, place in work}:
+                for aside in folder.glob(aside_of(folder / "*", process.pid).name):
+                    shutil.rmtree(aside, ignore_errors=True)
+
+
+def begun() -> None:
+    """What a process of `side_by_side` does first: Ctrl-C is for the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def render_song(job: Job, *, seconds: float, folder: samples.Folder | None, container: str) -> None:
     """Render one song into its folder, whole or not at all; the mixture is the sum of the stems as they are written."""
     import soundfile
 
     number, place = job
     stems = {name: quantised(sound) for name, sound in render(number, seconds, folder).stems.items()}
     mixture = np.sum(list(stems.values()), axis=0, dtype=np.int32).astype(np.int16)
-    aside = place.with_name(f".{place.name}.{os.getpid()}")
+    aside = aside_of(place, os.getpid())
     try:
         aside.mkdir(parents=True, exist_ok=True)
         for name, sound in {**stems, "mixture": mixture}.items():
@@ -170,6 +214,11 @@ def render_song(job: tuple[int, Path], *, seconds: float, folder: samples.Folder
         raise AudioError(f"{place}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def aside_of(place: Path, process: int | None) -> Path:
+    """Where a process makes a song before it is moved to its place."""
+    return place.with_name(f".{place.name}.{process}")
 
 
 def quantised(sound: Sound) -> npt.NDArray[np.int16]:

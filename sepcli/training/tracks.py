@@ -67,7 +67,13 @@ def find_tracks(folders: Sequence[Path], known: Iterable[str]) -> list[Track]:
         if not folder.is_dir():
             raise UsageError(f"--data {folder}: is no folder")
         before = len(found)
+        entered: set[tuple[str, str]] = set()
         for place, subfolders, files in os.walk(folder, followlinks=True):
+            own = os.path.realpath(place), Path(place).name  # a link may give a folder the name of a source
+            if own in entered:  # a link to a folder above
+                subfolders.clear()
+                continue
+            entered.add(own)
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for track in _tracks_in(Path(place), sorted(files), names, folder):
                 found.setdefault(os.path.realpath(track.path), track)

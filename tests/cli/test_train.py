@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from sepcli.cli import console, run
-from tests.training.songs import free_port, write_data, write_song
+from tests.training.songs import free_port, sound, write_data, write_song
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = ["--model", "cws-unet", "--bands", "8", "--width", "4", "--batch-size", "2", "--segment", "0.25"]
@@ -84,6 +84,17 @@ def test_the_default_folders_are_looked_at_in_order(
     code, out, err = sepcli("train", *TINY, "--steps", "1")
     assert code == 0, err
     assert out == "runs/cws-unet/best.safetensors\n"
+
+
+def test_a_resumed_run_keeps_its_seed_and_refuses_another(sepcli: Call, songs: Path) -> None:
+    words = ["train", "--model", "cws-unet", "--out", "run", "--resume"]
+    code, _, err = sepcli("train", *TINY, "--data", songs, "--steps", "1", "--seed", "7", "--out", "run")
+    assert code == 0, err
+    assert sepcli(*words, "--steps", "2")[0] == 0
+    code, _, err = sepcli(*words, "--steps", "3", "--seed", "0")
+    assert (code, "the seed was 7, not 0" in err) == (2, True)
+    code, _, err = sepcli(*words, "--steps", "3", "--absent-stems", "silence")
+    assert (code, "absent stems were refused" in err) == (2, True)
 
 
 def test_dry_run_says_what_it_would_take_and_leaves_nothing(sepcli: Call, songs: Path, tmp_path: Path) -> None:
@@ -207,6 +218,19 @@ def test_a_stopped_run_is_saved_and_goes_on(number: int, code: int, songs: Path,
     assert f"done after {done + 3} steps" in err
 
 
+def test_without_songs_to_validate_with_the_last_line_names_no_loss(sepcli: Call, tmp_path: Path) -> None:
+    for name in ("vocals", "accompaniment"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / name / "one.wav", sound(1.0, seed=3), 44100)
+    words = [*TINY, "--data", tmp_path / "data", "--set", "augment.mix=true", "--steps", "3"]
+    code, _, err = sepcli("train", *words)
+    assert (code, "no songs to validate with" in err) == (2, True)
+    code, _, err = sepcli("train", *words, "--absent-stems", "silence")
+    assert code == 0, err
+    assert "done after 3 steps; best.safetensors is of step 3" in err
+    assert "nan" not in err
+
+
 def test_two_processes_train_under_torchrun(songs: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     words = ["-m", "sepcli", "train", *TINY, "--data", str(songs), "--steps", "4", "--out", str(tmp_path / "run")]
@@ -218,6 +242,23 @@ def test_two_processes_train_under_torchrun(songs: Path, tmp_path: Path) -> None
     assert done.stdout.count("best.safetensors") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 4]
+
+
+def test_a_process_that_stops_because_another_was_asked_to_ends_alike(
+    sepcli: Call, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun one process alone may get the signal."""
+    from sepcli.training import session
+    from sepcli.training.fit import Interrupted
+
+    def agreed(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(session, "train", agreed)
+    code, out, err = sepcli("train", *TINY, "--data", songs)
+    assert (code, out) == (143, "")
+    assert "--resume goes on" in err
+    assert "fault of sepcli" not in err
 
 
 # sepcli data check

@@ -154,6 +154,15 @@ def test_several_folders_are_one_data_set_and_a_song_counts_once(tmp_path: Path)
     assert len(find_tracks(folders[:2], SOURCES)) == 3
 
 
+def test_a_link_to_a_folder_above_is_not_followed_without_end(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song")
+    for place in (tmp_path / "data", tmp_path / "data" / "song"):
+        (place / "up").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert [track.name for track in find_tracks([tmp_path / "data"], SOURCES)] == ["song"]
+    (tmp_path / "other").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert len(find_tracks([tmp_path / "other"], SOURCES)) == 1, "a folder that is named itself may be a link"
+
+
 def test_accompaniment_is_the_sum_of_the_rest(tmp_path: Path) -> None:
     write_song(tmp_path / "data" / "song", stems=("drums", "bass", "piano", "vocals"))
     (song,) = prepared(tmp_path / "data", ("vocals", "accompaniment"))
@@ -279,6 +288,13 @@ def test_a_source_that_is_silent_everywhere_is_named(tmp_path: Path) -> None:
     folder = write_song(tmp_path / "data" / "quiet")
     soundfile.write(folder / "bass.wav", np.zeros((3 * 44100, 2)), 44100)
     assert "bass is silent or absent in all of the 1 songs" in refused(UsageError, tmp_path / "data")
+
+
+def test_where_no_song_is_left_to_validate_with_that_is_said() -> None:
+    with pytest.raises(UsageError, match="no songs to validate with") as caught:
+        prepare([], ("vocals",), ("vocals",), sample_rate=44100, channels=2, mixtures=True)
+    assert "--absent-stems silence" in caught.value.hint
+    assert prepare([], ("vocals",), ("vocals",), sample_rate=44100, channels=2, absent="silence", mixtures=True) == []
 
 
 def test_songs_to_validate_with_may_lack_a_source_where_silence_is_asked_for(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import soundfile
 import torch
 
 from sepcli import models
@@ -24,11 +25,11 @@ from sepcli.training.data import Excerpts
 from sepcli.training.fit import Interrupted, Tell, Where, loss_of, one_step
 from sepcli.training.losses import make_loss
 from sepcli.training.recipe import read_recipe, with_values
-from sepcli.training.run import Run, claimed, read_state
+from sepcli.training.run import Run, claimed, read_state, restore
 from sepcli.training.session import Request, plan, traits
 from sepcli.weights.catalog import catalog
 from sepcli.weights.load import load_separator
-from tests.training.songs import free_port, write_data
+from tests.training.songs import free_port, sound, write_data
 
 HERE = Where(torch.device("cpu"))
 QUICK = {"data.excerpt": 0.25, "data.stride": 0.25, "data.batch": 2, "augment": {}, "stop": {"steps": 6}}
@@ -140,6 +141,36 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(songs: Path, tmp_path
     assert first.pop("seconds") > 0
     assert second.pop("seconds") > 0
     assert first == second
+
+
+def test_a_cosine_falls_to_the_last_step_of_a_run_that_counts_epochs(songs: Path, tmp_path: Path) -> None:
+    changes = {"schedule": {"name": "cosine", "warmup": 1}, "optimiser.rate": 1e-3}
+    rates = []
+    for stop in ({"epochs": 3}, {"steps": 12}):
+        run = trained(request("conv-tasnet", songs, tmp_path / next(iter(stop)), {**changes, "stop": stop}))
+        rates.append([line["lr"] for line in lines(run)])
+    assert lines(run)[-1]["step"] == 12
+    assert rates[0] == rates[1]
+    assert 1e-3 == rates[0][0] > rates[0][-1] > 0
+
+
+def test_what_a_killed_run_did_after_its_last_state_is_told_once(songs: Path, tmp_path: Path) -> None:
+    """Saved last at the end of an epoch, its validation due; killed when that and five steps more were told."""
+    count = iter(range(100))
+    asked = request("conv-tasnet", songs, tmp_path / "run", {"stop": {"epochs": 9}})
+    with pytest.raises(Interrupted):
+        trained(asked, Tell(interrupted=lambda: next(count) == 3))
+    saved = read_state(tmp_path / "run" / "last" / "state.safetensors")[1]["extra"]["state"]["progress"]
+    assert saved["owed"]
+    step = saved["step"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    later = [{"split": "valid", "step": step}, {"split": "train", "step": step + 5}]
+    metrics.write_text(before + "".join(json.dumps(line) + "\n" for line in later) + '{"split": "tra')
+    run = trained(replace(asked, resume=True, changes={"stop": {"steps": step + 1}}))
+    assert metrics.read_text().startswith(before)
+    assert [line["step"] for line in lines(run)] == [1, step + 1]
+    assert [line["step"] for line in lines(run, "valid")] == [step, step + 1]
 
 
 def test_a_run_that_is_killed_while_it_saves_leaves_a_state_that_loads(songs: Path, tmp_path: Path) -> None:
@@ -326,6 +357,59 @@ def test_processes_that_died_go_on_when_torchrun_begins_them_again(songs: Path, 
     assert "another process of this run is gone" in done.stderr
 
 
+def test_two_processes_that_are_resumed_equal_two_that_were_not_interrupted(tmp_path: Path) -> None:
+    """With dropout, bit for bit, where a validation is due; and one process goes on with what two have left."""
+    songs = write_data(tmp_path / "data" / "train", songs=1, seconds=1.0).parent
+    write_data(songs / "valid", songs=2, seconds=1.0)
+    script = tmp_path / "parts.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            from dataclasses import replace
+            from pathlib import Path
+            from sepcli.training.fit import Interrupted, Tell
+            from sepcli.training.session import place
+            from tests.training.test_fit import request, trained
+            place_of_this = place("cpu", "float32", 0)
+            assert place_of_this.world == 2
+            songs, runs = Path({str(songs)!r}), Path({str(tmp_path)!r})
+            changes = {{"ema": {{"epochs": [0.5]}}}}
+            trained(request("cws-unet", songs, runs / "whole", changes), where=place_of_this)
+            asked = request("cws-unet", songs, runs / "parts", changes)
+            steps = iter(range(9))
+            try:
+                trained(asked, Tell(interrupted=lambda: next(steps) == 3), place_of_this)
+            except Interrupted:
+                trained(replace(asked, resume=True), where=place_of_this)
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (whole, facts), (parts, more) = (
+        read_state(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    losses, found = (f["extra"]["state"]["progress"]["losses"] for f in (facts, more))
+    assert losses == found
+    assert len(losses) == 3
+    assert not torch.equal(whole["random.cpu"], whole["random.cpu.1"]), "each process has random numbers of its own"
+    run = trained(replace(request("cws-unet", songs, tmp_path / "parts"), resume=True, changes={"stop.steps": 7}))
+    assert lines(run)[-1]["step"] == 7
+
+
+def test_a_process_whose_random_state_was_not_saved_keeps_its_own(songs: Path, tmp_path: Path) -> None:
+    training, _ = training_of(request("conv-tasnet", songs, tmp_path / "run"))
+    tensors, metadata = read_state(training.run.state)
+    parts = (training.model, training.optimiser, training.averages, training.scaler)
+    own = torch.manual_seed(1001).get_state()
+    restore(tensors, metadata["extra"]["state"], *parts, rank=1)
+    assert torch.equal(torch.get_rng_state(), own)
+    restore(tensors, metadata["extra"]["state"], *parts)
+    assert torch.equal(torch.get_rng_state(), tensors["random.cpu"])
+
+
 def poisoned(training: loop.Training, excerpts: Excerpts) -> Any:
     batch = torch.stack([excerpts[0, index] for index in range(2)])
     return iter([(batch * math.nan, ["0", "1"])])
@@ -373,6 +457,35 @@ def test_the_best_weights_are_kept_and_early_stopping_counts_validations(
     progress = read_state(run.state)[1]["extra"]["state"]["progress"]
     assert progress["best"]["value"] == 1.0
     assert progress["best"]["step"] == lines(run, "valid")[1]["step"]
+
+
+def test_a_validation_that_is_no_number_is_worse_than_any_other(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([math.nan, 3.0, math.nan, 1.0, 2.0])
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: torch.zeros(0))
+    monkeypatch.setattr(loop, "scores", lambda *_: {"loss": next(values), "nsdr": {"vocals": 1.0}})
+    run = trained(request("conv-tasnet", songs, tmp_path / "run", {"stop": {"epochs": 5}}))
+    progress = read_state(run.state)[1]["extra"]["state"]["progress"]
+    assert progress["best"]["value"] == 1.0
+    assert progress["best"]["step"] == lines(run, "valid")[3]["step"]
+
+
+def test_without_songs_to_validate_with_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    for name in ("drums", "bass", "other", "vocals"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / name / "one.wav", sound(1.0, seed=3), 44100)
+    said: list[str] = []
+    changes = {"augment": {"mix": True}, "stop": {"epochs": 3}}
+    asked = request("conv-tasnet", tmp_path / "data", tmp_path / "run", changes, absent="silence")
+    run = trained(asked, Tell(notice=said.append))
+    state, metadata = read_state(run.state)
+    best = metadata["extra"]["state"]["progress"]["best"]
+    assert best["step"] == lines(run, "valid")[-1]["step"] > lines(run, "valid")[0]["step"]
+    kept = load_separator(str(run.best)).separator.state_dict()
+    assert all(torch.equal(tensor, state[f"model.{key}"]) for key, tensor in kept.items())
+    assert sum("no songs to validate with" in text for text in said) == 1
+    assert not [text for text in said if "nan" in text]
 
 
 def test_averages_are_validated_and_the_best_of_all_is_kept(songs: Path, tmp_path: Path) -> None:
@@ -514,6 +627,11 @@ def test_a_resumed_run_refuses_other_songs_and_other_settings(tmp_path: Path) ->
         plan(replace(again, settings={"filters": 99}))
     with pytest.raises(UsageError, match="holds a run of conv-tasnet, not of umx"):
         plan(replace(again, entry=catalog()["umx"]))
+    with pytest.raises(UsageError, match="the seed was 0, not 99"):
+        plan(replace(again, seed=99))
+    with pytest.raises(UsageError, match="absent stems were refused"):
+        plan(replace(again, absent="silence"))
+    assert plan(replace(again, seed=0, absent="refuse")).facts["seed"] == 0
     os.utime(folder / "song 0" / "bass.wav", ns=(5, 5))
     longer = replace(again, changes={"stop.steps": 9})
     with pytest.raises(UsageError, match="song 0 has changed"):

@@ -15,7 +15,7 @@ RECIPE = Recipe(Data(excerpt=1.5, batch=16), (Loss("l1"),), Stop(epochs=1), opti
 
 def rates(schedule: Schedule, steps: list[tuple[int, int]]) -> list[float]:
     recipe = replace(RECIPE, schedule=schedule)
-    return [learning_rate(recipe, step, epoch, []) for step, epoch in steps]
+    return [learning_rate(recipe, step, epoch, [], None) for step, epoch in steps]
 
 
 def test_thirty_hours_of_the_cws_recipe_are_4500_steps() -> None:
@@ -31,8 +31,8 @@ def test_milestones_are_factors_of_the_first_rate() -> None:
 
 
 def test_a_cosine_rises_then_falls_to_nothing() -> None:
-    recipe = replace(RECIPE, schedule=Schedule("cosine", warmup=10), stop=Stop(steps=110))
-    found = [learning_rate(recipe, step, 0, []) for step in (0, 4, 9, 10, 60, 110)]
+    recipe = replace(RECIPE, schedule=Schedule("cosine", warmup=10), stop=Stop(epochs=11))
+    found = [learning_rate(recipe, step, 0, [], 110) for step in (0, 4, 9, 10, 60, 110)]
     assert found == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3, 5e-4, 0], abs=1e-12)
 
 

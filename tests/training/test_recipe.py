@@ -56,6 +56,7 @@ def test_hybrid_demucs_reads_eleven_seconds_for_its_excerpt() -> None:
         ({"schedule.name": "milestones"}, ["milestones", "epochs"]),
         ({"schedule.name": "step"}, ["every_hours"]),
         ({"stop.epochs": 0}, ["stop", "--epochs"]),
+        ({"schedule.name": "cosine", "stop": {"patience": 3}}, ["cosine", "--epochs"]),
         ({"start.freeze": True}, ["start", "from"]),
         ({"start.sort": True}, ["start", "from"]),
         ({"loss.name": "cws", "loss.combinations": True}, ["cws", "combinations"]),

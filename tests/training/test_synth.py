@@ -2,6 +2,11 @@
 
 import builtins
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sepcli.errors import AudioError, UsageError
+from sepcli.errors import AudioError, SepcliError, UsageError
 from sepcli.training import band, samples, synth
 from sepcli.training.data import prepare
 from sepcli.training.effects import RATE
@@ -229,6 +234,61 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
         for name in synth.STEMS:
             digests = {hashlib.sha256((place / f"{name}.wav").read_bytes()).digest() for place in (a, b)}
             assert len(digests) == 1
+
+
+def half_made(job: synth.Job) -> None:
+    """A song as it looks while it is made."""
+    synth.aside_of(job[1], os.getpid()).mkdir(parents=True)
+
+
+def killed(job: synth.Job) -> None:
+    half_made(job)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless(job: synth.Job) -> None:
+    half_made(job)
+    time.sleep(600)
+
+
+def test_a_process_that_is_killed_is_told_and_leaves_nothing_half_made(tmp_path: Path) -> None:
+    work = [(number, tmp_path / f"song {number}") for number in range(3)]
+    with pytest.raises(SepcliError, match="a process ended before its song was made"):
+        list(synth.side_by_side(killed, work, 2))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_ends_all_processes_without_a_word_of_theirs(number: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the group, SIGTERM the first alone."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from sepcli.cli import console
+        from sepcli.training import synth
+        from tests.training.test_synth import endless
+        console.listen_for_signals()
+        work = [(number, Path({str(tmp_path)!r}) / f"song {{number}}") for number in range(4)]
+        try:
+            list(synth.side_by_side(endless, work, 2))
+        except console.Stopped as stopped:
+            sys.exit(stopped.exit_code)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stderr=pipe, text=True, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while len(begun := [path.name for path in tmp_path.iterdir()]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(begun) == 2
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
+    _, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (128 + number, "")
+    assert not list(tmp_path.iterdir())
+    for name in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(name.rpartition(".")[2]), 0)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
