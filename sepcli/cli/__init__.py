@@ -95,6 +95,9 @@ def run(arguments: list[str]) -> int:
         show(f"{stopped.word}; finished songs are kept" if console.state.keeps else stopped.word)
         return stopped.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort of the command line
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself
+            console.write_line(error.format_message())  # type: ignore[attr-defined]
+            return 2
         if hasattr(error, "format_message"):  # the command line itself is wrong
             named = next((f"{word} " for word in words if word not in OWN), "")
             show(f"{error.format_message()}; see `sepcli {named}--help`")

@@ -212,7 +212,11 @@ def separate(
     if problems and not entries and not inputs:
         lines = [problem.what for problem in problems[:3]] + ["…"] * (len(problems) > 3)
         raise UsageError("; ".join(lines), "no line names a song")
-    items, more = find_items([*map(Item, inputs or []), *entries], recursive)
+    named = [*map(Item, inputs or []), *entries]
+    uris = [out, *(item.uri for item in named)]
+    if offline and (far := next((uri for uri in uris if is_remote(uri) and not uri.startswith("file:")), None)):
+        raise UsageError(f"--offline: {far} lies on the network", "leave out one of them")
+    items, more = find_items(named, recursive)
     clashes(outputs(items, plan))
     if plan.destination:
         from sepcli.batch.storage import check_destination
@@ -277,13 +281,14 @@ def outputs(items: "Sequence[Item]", plan: "Plan") -> "Iterator[tuple[Path, list
 
 def check_formats(items: "Sequence[Item]", plan: "Plan") -> None:
     """Refuse a format that cannot hold the stems of every song, before anything is done. Raises UsageError."""
+    from sepcli.audio.paths import exists
     from sepcli.audio.read import open_song
     from sepcli.inference.files import form_of
     from sepcli.inference.plan import sidecar_path
 
     for item in items:
         try:
-            if not item.remote and not sidecar_path(item.found, item.index, plan).exists():
+            if not item.remote and not exists(sidecar_path(item.found, item.index, plan)):
                 form_of(open_song(item.found.path), plan)
         except AudioError:
             continue  # it fails when its turn comes

@@ -124,6 +124,8 @@ def check_plan(plan: Plan) -> None:
             raise UsageError(f"--consistent implies gain 1, not --clip {plan.clip}", "leave out --clip")
         if plan.upper_band == "drop":
             raise UsageError("--consistent and --upper-band drop exclude each other", "leave out one of them")
+    if plan.upper_band == "share" and plan.stems:
+        raise UsageError("--upper-band share needs a whole set of stems", "leave out --stems, or use --two-stems")
     if plan.bit_depth == "32f" and plan.format not in ("wav",):
         raise UsageError(f"--bit-depth 32f: {plan.format} has no float samples", "use --format wav or --bit-depth 24")
     if plan.bitrate is not None and plan.format in ("wav", "flac"):

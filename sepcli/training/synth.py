@@ -9,10 +9,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,13 +167,9 @@ def side_by_side(one: Callable[[Job], None], work: Sequence[Job], jobs: int) -> 
     others = set(multiprocessing.active_children())
     ours: set[multiprocessing.process.BaseProcess] = set()
     try:
-        # Ctrl-C is for this process: the others are born without it, and would show tracebacks while they import.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with without_interrupts():
             waiting = [pool.submit(one, job) for job in work]
             ours = set(multiprocessing.active_children()) - others
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for job in as_completed(waiting):
             job.result()
             yield
@@ -190,6 +186,19 @@ def side_by_side(one: Callable[[Job], None], work: Sequence[Job], jobs: int) -> 
             for folder in {place.parent for _, place in work}:
                 for aside in folder.glob(aside_of(folder / "*", process.pid).name):
                     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes begun within are born deaf to Ctrl-C, of which they would show tracebacks while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begun() -> None:

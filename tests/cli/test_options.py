@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sepcli import models
+from sepcli.cli import run
 from sepcli.models.separator import Traits
 from sepcli.weights import checkpoint
 from sepcli.weights.catalog import as_table, find
@@ -45,6 +46,24 @@ def test_wiener_iterations_change_the_stems_and_are_part_of_what_made_them(sepcl
     assert abs(found["0"] - found["1"]).max() > 1e-3
     again = sepcli(path, "--model", unmix, "--wiener-iterations", "1", "--json")
     assert '"skipped"' in again.out
+
+
+@pytest.mark.parametrize("command", [[], ["models"]], ids=["sepcli", "sepcli models"])
+def test_where_nothing_is_asked_the_help_is_shown_line_by_line(command: list[str], capfd) -> None:
+    assert run(command) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"Usage: sepcli{''.join(f' {word}' for word in command)} [OPTIONS] COMMAND")
+    assert len(err.splitlines()) > 5
+
+
+def test_offline_nothing_is_read_or_written_at_an_address(sepcli, song) -> None:
+    path = song("a.wav", seconds=0.1)
+    for words in (["s3://bucket/a.wav"], [path, "https://host/b.wav"], [path, "--out", "s3://bucket/stems"]):
+        done = sepcli(*words, "--offline")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "lies on the network" in done.err
+    assert sepcli(f"file://{path}", "--offline").code == 0
 
 
 def test_a_network_without_that_filter_refuses_the_option(sepcli, song) -> None:

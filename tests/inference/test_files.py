@@ -45,6 +45,7 @@ def found(tmp_path: Path, noise) -> Found:
         {"filename": "{stem}/{what}"},
         {"end": 1.0, "start": 2.0},
         {"segment": float("nan")},
+        {"upper_band": "share", "stems": ("vocals",)},
     ],
     ids=str,
 )
