@@ -81,7 +81,8 @@ def understood(arguments: list[str]) -> list[str]:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of a call."""
+    """The exit code of a call, which begins with nothing said of how much is to be said."""
+    vars(console.state).update(vars(console.State()))
     command = typer.main.get_command(app)
     words = arguments
     try:
