@@ -30,6 +30,13 @@ def join(backend: str) -> int:
     return attempt
 
 
+def leave() -> None:
+    """Part from the other processes, once all are here; torch's threads may abort a process that ends with them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def agree(store: Store, rank: int, world: int) -> int:
     """The number of this attempt, the same in all its processes, whatever earlier ones left in the store.
 
