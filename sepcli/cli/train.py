@@ -92,6 +92,7 @@ def train(
 
     from sepcli.inference.memory import keep
     from sepcli.training.fit import Interrupted, Tell
+    from sepcli.training.join import leave
     from sepcli.training.recipe import parse_value
     from sepcli.training.session import Request, check_start, place, plan
     from sepcli.training.session import train as run_training
@@ -133,9 +134,11 @@ def train(
         try:
             done = run_training(run, where, tell, resume=resume, board=board)
         except Interrupted:
+            leave()
             console.notice(f"stopped; --resume goes on with {run.path}")
             number = asked[0] if asked else signal.SIGTERM  # torchrun may have asked another process alone
             raise typer.Exit(128 + number) from None
+    leave()
     if where.rank == 0:
         best = done.best
         told = f"best of step {best['step']}: loss {best['loss']:.5g}"

@@ -14,8 +14,8 @@ from sepcli.errors import ModelError, SepcliError, UsageError
 from sepcli.inference.device import choose
 from sepcli.models.separator import Separator, Traits
 from sepcli.training.data import Excerpts, Material, mixture_blocks, prepare
-from sepcli.training.fit import Interrupted, Tell, Where, fit
-from sepcli.training.join import join, leave
+from sepcli.training.fit import Tell, Where, fit
+from sepcli.training.join import join
 from sepcli.training.losses import make_loss
 from sepcli.training.recipe import Recipe, Start, as_table, read_recipe, with_values
 from sepcli.training.run import Progress, Run, claimed
@@ -160,13 +160,7 @@ def train(
 ) -> Progress:
     """Train, in the run's folder. Raises what `claimed`, `gather` and `fit` raise, SepcliError without its peers."""
     try:
-        try:
-            done = alone_or_not(run, where, tell, resume, board)
-        except Interrupted:  # all of them are
-            leave()
-            raise
-        leave()
-        return done
+        return alone_or_not(run, where, tell, resume, board)
     except RuntimeError as error:
         if where.world == 1 or not any(word in str(error) for word in LOST):
             raise
