@@ -87,7 +87,7 @@ def _songs_of(folder: Path, recursive: bool, unreadable: list[OSError]) -> Itera
 
 def exists(path: Path) -> bool:
     """Whether something is there; where it may not be looked at, or the name is too long, Path.exists raises."""
-    return os.path.exists(path)  # noqa: PTH110
+    return os.path.exists(path)  # noqa: PTH110 - which does not raise
 
 
 def native(path: Path) -> str | bytes:

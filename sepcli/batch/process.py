@@ -61,9 +61,6 @@ def processor(
             record.error, record.reason = str(error), error.reason
         except SepcliError:
             raise
-        except PermissionError as error:
-            record.error = f"{item.uri}: {error.strerror or 'access is refused'}: {error.filename or 'its folder'}"
-            record.reason = "io"
         except Exception as error:  # noqa: BLE001 - one song, whatever is wrong with it, never stops the others
             if debug:
                 traceback.print_exc()

@@ -18,14 +18,25 @@ export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-{cores}}}"
 cd {folder}
 exec {command} \\
   --shard "$SLURM_ARRAY_TASK_ID/{tasks}" \\
-  --journal {logs}/"$SLURM_ARRAY_TASK_ID.jsonl"
+  --journal {logs}/"$SLURM_ARRAY_TASK_ID.jsonl"{inputs}
 """
 
 
 def script(
-    command: Sequence[str], *, tasks: int, folder: str, logs: str, gpu: bool, seconds: float | None, cores: int
+    command: Sequence[str],
+    inputs: Sequence[str],
+    *,
+    tasks: int,
+    folder: str,
+    logs: str,
+    gpu: bool,
+    seconds: float | None,
+    cores: int,
 ) -> str:
-    """The text of the script. The number of shards stands in it: a task that is submitted alone keeps its shard."""
+    """The text of the script. The number of shards stands in it: a task that is submitted alone keeps its shard.
+
+    `inputs` come last, behind all options: their names may begin with a dash.
+    """
     wishes = "#SBATCH --gres=gpu:1\n" if gpu else ""
     if seconds is not None:
         minutes = math.ceil((seconds + SPARE) / 60)
@@ -37,4 +48,5 @@ def script(
         logs=shlex.quote(logs),
         folder=shlex.quote(folder),
         command=shlex.join(command),
+        inputs=f" \\\n  -- {shlex.join(inputs)}" if inputs else "",
     )

@@ -1,6 +1,5 @@
 """Many songs: how `sepcli separate` does a list, and `sepcli batch`, which reads the journals of such runs."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -183,6 +182,7 @@ def write_script(context: typer.Context, plan: "Plan", options: Options) -> None
             words += [option.opts[0], str(value)]
     text = script(
         words,
+        inputs,
         tasks=options.jobs,
         folder=str(Path.cwd()),
         logs="sepcli-array",
@@ -190,8 +190,6 @@ def write_script(context: typer.Context, plan: "Plan", options: Options) -> None
         seconds=None if options.max_time is None else seconds_of(options.max_time, "--max-time"),
         cores=plan.threads or 4,
     )
-    if inputs:  # the call is the script's last line; names may begin with a dash
-        text = f"{text.rstrip()} \\\n  -- {shlex.join(inputs)}\n"
     place = Path("sepcli-array.sh")
     try:
         Path("sepcli-array").mkdir(exist_ok=True)  # for the logs and journals, which SLURM does not make

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sepcli import __version__
+from sepcli.audio.paths import exists
 from sepcli.errors import SepcliError, UsageError
 from sepcli.metrics.protocols import summary
 from sepcli.metrics.scoring import METRICS, Scoring, plain
@@ -95,7 +96,7 @@ def read_document(path: Path) -> dict[str, Any]:
 def check_place(option: str, path: Path, *, folder: bool = False) -> None:
     """Refuse a file, or a folder of files, that cannot be written, before hours are spent on it. Raises UsageError."""
     holder = (path if folder else path.parent).absolute()
-    there = next(place for place in (holder, *holder.parents) if os.path.exists(place))  # noqa: PTH110 - never raises
+    there = next(place for place in (holder, *holder.parents) if exists(place))
     if not folder and os.path.isdir(path):  # noqa: PTH112
         raise UsageError(f"{option} {path}: cannot be written: it is a folder", "name a file in it")
     if not there.is_dir():

@@ -94,7 +94,7 @@ def test_an_array_without_songs_is_refused(array, tmp_path: Path) -> None:
 
 def test_names_with_quotes_stay_words() -> None:
     text = script(
-        ["sepcli", "separate", "it's $HOME.wav"], tasks=3, folder="/a b", logs="l", gpu=False, seconds=None, cores=2
+        ["sepcli", "separate"], ["it's $HOME.wav"], tasks=3, folder="/a b", logs="l", gpu=False, seconds=None, cores=2
     )
     assert "cd '/a b'\n" in text
     assert json.dumps("it's $HOME.wav").strip('"').replace("'", "'\"'\"'") in text
